@@ -1,0 +1,107 @@
+"""The command `robustguide`: dispatch, help and errors, without importing torch."""
+
+import os
+import sys
+from importlib import import_module
+
+TRAINER_COMMANDS = {
+    "fit": "train, fine-tune or calibrate a network",
+    "validate": "evaluate a network on the validation split",
+    "test": "evaluate a classifier by noise level, or guided generation",
+    "predict": "generate images",
+}
+HELPERS = {
+    "demo": "the main job on digits, from nothing to a report",
+    "doctor": "versions, devices, threads, data sets and weights found",
+}
+HELP = """usage: robustguide [--trust PACKAGE] COMMAND ...
+
+Train, evaluate and sample with the classifiers that guide diffusion models.
+
+commands:
+{commands}
+
+options:
+  --trust PACKAGE  let checkpoints and configurations name classes of this package
+  --version        print the version
+
+examples:
+  robustguide demo
+  robustguide fit --config configs/fit/digits_robust.yaml
+  robustguide test --config configs/test/digits_classifier.yaml
+  robustguide COMMAND --help
+"""
+
+
+def help_text() -> str:
+    """What `robustguide --help` prints."""
+    rows = {**TRAINER_COMMANDS, **HELPERS}.items()
+    return HELP.format(commands="\n".join(f"  {name:<10} {what}" for name, what in rows))
+
+
+def trusted_packages(args: list[str]) -> tuple[list[str], list[str]]:
+    """Takes `--trust PACKAGE` out of the arguments, wherever it stands."""
+    rest, packages = [], []
+    words = iter(args)
+    for word in words:
+        if word == "--trust":
+            packages.append(next(words, ""))
+        elif word.startswith("--trust="):
+            packages.append(word.removeprefix("--trust="))
+        else:
+            rest.append(word)
+    if not all(package.isidentifier() for package in packages):
+        raise SystemExit(
+            "robustguide: --trust needs the name of a package, such as --trust mynets"
+        )
+    return rest, packages
+
+
+def main(args: list[str] | None = None) -> object:
+    """Runs a command.
+
+    Args:
+        args: Words after `robustguide`; those of the process where not given.
+
+    Raises:
+        SystemExit: Code 2 for a wrong command line.
+    """
+    words, packages = trusted_packages(sys.argv[1:] if args is None else list(args))
+    if not words or words[0] in ("-h", "--help"):
+        print(help_text())
+        return None
+    if words[0] == "--version":
+        from robustguide import __version__
+
+        print(__version__)
+        return None
+    command, *rest = words
+    if command in HELPERS:
+        return import_module(f"robustguide.commands.{command}").run(rest)
+    if command not in TRAINER_COMMANDS:
+        known = ", ".join([*TRAINER_COMMANDS, *HELPERS])
+        print(f"robustguide: no command {command!r}; there are {known}.", file=sys.stderr)
+        raise SystemExit(2)
+    from robustguide.checkpoints import trusting
+    from robustguide.main import run
+
+    with trusting(packages):
+        return run(words)
+
+
+def entry() -> None:
+    """Runs a command; a fault of the input is one clear message and exit code 1."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get("ROBUSTGUIDE_TRACEBACK"):
+            raise
+        print(f"robustguide: {error}", file=sys.stderr)
+        print("(set ROBUSTGUIDE_TRACEBACK=1 to see where this comes from)", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,141 @@
+"""Projected gradient ascent, per example (Madry et al., 2018).
+
+From x, or from a random point of the ball, `steps` times: a step up the gradient of the loss, back
+into the ball. As in the published training of robust guidance (Kawar et al., 2022) a row rests
+once it is misclassified; here it also leaves the batch, so that it costs nothing more. Nothing is
+clamped unless the ball does it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from robustness.attack_steps import AttackerStep
+from torch import Tensor
+
+from robustguide.attacks.balls import Generators, per_row
+from robustguide.noise import expand
+
+Losses = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@torch.no_grad()
+def pgd(
+    losses: Losses,
+    x: Float[Tensor, "b ..."],
+    ball: Callable[..., AttackerStep],
+    steps: int,
+    step_size: float | Float[Tensor, " b"],
+    radius: float | Float[Tensor, " b"],
+    *,
+    random_start: bool = False,
+    restarts: int = 0,
+    early_stop: bool = True,
+    generator: Generators = None,
+) -> Float[Tensor, "b ..."]:
+    """Maximises a per-example loss inside a ball around x.
+
+    It opens its own gradient scope, differentiates with respect to the input alone, and leaves
+    modes and buffers to whoever knows the network.
+
+    Args:
+        losses: Maps inputs (r, ...) and their row numbers (r,) to losses (r,) and to the mask (r,)
+            of rows that still move; noise level and label are closed over.
+        x: Centres of the balls.
+        ball: An `AttackerStep` class or factory `(orig_input, eps, step_size)`, called anew on the
+            rows that move. Numbers reach it as they are, per-example values as (r, 1, ...).
+        steps: Number of steps of one run.
+        step_size: Number or one per example, in the units of x.
+        radius: Likewise.
+        random_start: Whether the first run starts at a random point rather than at x. A row that
+            is misclassified at x may then come back moved.
+        restarts: Further runs, each from a new random point. A row keeps its first adversary that
+            is misclassified, else the one of largest loss.
+        early_stop: Whether misclassified rows rest and leave the batch, at the price of one host
+            synchronisation a step. Without it every row takes every step and there is none.
+        generator: Given to the ball for random starts, which are drawn for the whole batch whoever
+            has fallen; the ball must take `generator`. With None it decides where it draws from.
+
+    Raises:
+        RuntimeError: Under `torch.inference_mode`, in which nothing can be differentiated.
+    """
+    _refuse_inference(x)
+    ascent = _Ascent(losses, x, ball, steps, per_row(step_size, x), per_row(radius, x), early_stop)
+    everyone = torch.arange(len(x), device=x.device)
+    adversary = ascent.climb(ascent.random_point(generator) if random_start else x, everyone)
+    if not restarts:
+        return adversary
+    loss, active = _evaluate(losses, adversary, everyone)
+    for _ in range(restarts):
+        start = ascent.random_point(generator)
+        rows = active.nonzero().squeeze(1) if early_stop else everyone
+        if not len(rows):
+            continue
+        rival = ascent.climb(start, rows)[rows]
+        rival_loss, rival_active = _evaluate(losses, rival, rows)
+        better = active[rows] & (~rival_active | (rival_loss > loss[rows]))
+        adversary[rows] = torch.where(expand(better, rival), rival, adversary[rows])
+        loss[rows] = torch.where(better, rival_loss, loss[rows])
+        active[rows] &= rival_active
+    return adversary
+
+
+@dataclass(frozen=True)
+class _Ascent:
+    """What every run of an attack shares; sizes of steps and balls carry trailing axes."""
+
+    losses: Losses
+    x: Tensor
+    ball: Callable[..., AttackerStep]
+    steps: int
+    step_size: float | Tensor
+    radius: float | Tensor
+    early_stop: bool
+
+    def random_point(self, generator: Generators) -> Tensor:
+        ball = self.ball if generator is None else partial(self.ball, generator=generator)
+        step: Any = ball(self.x, self.radius, self.step_size)
+        point: Tensor = step.random_perturb(self.x)
+        return point
+
+    def climb(self, start: Tensor, rows: Tensor) -> Tensor:
+        """Moves the given rows of a whole batch from their starts; the others stay."""
+        adversary = start.clone()
+        for _ in range(self.steps):
+            with torch.enable_grad():
+                moving = adversary[rows].requires_grad_()
+                loss, active = self.losses(moving, rows)
+                # A sum and not a mean: a row's step must not depend on the number of rows.
+                total = loss.sum()
+            kept = active.nonzero().squeeze(1) if self.early_stop else slice(None)
+            rows = rows[kept]
+            if not len(rows):
+                break
+            (grad,) = torch.autograd.grad(total, moving)
+            radius, step_size = _rows_of(self.radius, rows), _rows_of(self.step_size, rows)
+            step: Any = self.ball(self.x[rows], radius, step_size)
+            adversary[rows] = step.project(step.step(moving.detach()[kept], grad[kept]))
+        return adversary
+
+
+def _evaluate(losses: Losses, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    # Only ever after a climb: autocast caches the weights that it casts, and had they been cast
+    # here first, without gradients, the training step that follows would find them detached.
+    loss, active = losses(x, rows)
+    return loss.clone(), active.clone()  # they will be written to, and belong to the caller
+
+
+def _rows_of(value: float | Tensor, rows: Tensor) -> float | Tensor:
+    return value[rows] if isinstance(value, Tensor) and value.ndim else value
+
+
+def _refuse_inference(x: Tensor) -> None:
+    if torch.is_inference_mode_enabled() or x.is_inference():
+        raise RuntimeError(
+            "An attack needs gradients, and torch.inference_mode is on (or made this input); "
+            "no_grad is fine. Set Trainer(inference_mode=False), in YAML trainer.inference_mode: "
+            "false."
+        )

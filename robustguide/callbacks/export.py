@@ -1,0 +1,59 @@
+"""Checkpoints that guidance loads, written when training ends."""
+
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.utilities import rank_zero_info
+
+from robustguide.callbacks.reporting import run_folder
+from robustguide.checkpoints import export, portable
+
+
+class Export(Callback):
+    """Writes the trained classifier or denoiser into the run folder, as `<role>.safetensors`.
+
+    The role is the module's attribute, `classifier` or `denoiser`. With an EMA callback the weights
+    are the average, and the file says so.
+    """
+
+    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Writes the file; later than `on_train_end`, where EMA hands the average over."""
+        if not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        role = role_of(module)
+        averaged = any(isinstance(c, WeightAveraging) for c in trainer.callbacks)
+        data = trainer.datamodule
+        path = run_folder(trainer) / f"{role}.safetensors"
+        export(
+            getattr(module, role),
+            str(path),
+            specification_of(module, role),
+            class_names=data.class_names,
+            shape=tuple(data.shape),
+            weights="ema" if averaged else "raw",
+            extra={"steps": trainer.global_step},
+        )
+        rank_zero_info(f"Exported the {role} to {path}")
+
+
+def role_of(module: LightningModule) -> str:
+    """The name of what a module trains."""
+    for role in ("classifier", "denoiser"):
+        if hasattr(module, role):
+            return role
+    raise ValueError(
+        f"{type(module).__name__} has neither a classifier nor a denoiser to export; remove the "
+        "Export callback."
+    )
+
+
+def specification_of(module: LightningModule, role: str) -> Any:
+    """Plain description of the trained network, from the configuration that made the module."""
+    described = module.hparams.get(role)
+    if not isinstance(described, dict):
+        raise ValueError(
+            f"The {role} was built in Python, so no configuration describes it; train through the "
+            "command line, or call robustguide.checkpoints.export with a specification of your own."
+        )
+    return portable(described)

@@ -1,0 +1,75 @@
+"""What callbacks that measure something have in common."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
+
+from robustguide.report.figures import save
+
+
+class Reporting(Callback):
+    """A callback whose findings go to the progress bar, TensorBoard, PNG files and `results.json`.
+
+    Attributes:
+        metrics: Numbers by name, each `{"value": ..., "n": ...}` and what else defines it.
+        curves: Curves over noise levels by name, plain lists; `sigma` holds the levels.
+    """
+
+    def __init__(self) -> None:
+        self.metrics: dict[str, dict[str, Any]] = {}
+        self.curves: dict[str, dict[str, list[float | None]]] = {}
+
+    def measured(
+        self, module: LightningModule, stage: str, name: str, value: float, n: int, **facts: Any
+    ) -> None:
+        """Logs a number under `stage/name` and keeps it with its n and what defines it."""
+        module.log(f"{stage}/{name}", value, sync_dist=True, rank_zero_only=False)
+        self.metrics[name] = {"value": plain(value), "n": n, **facts}
+
+    def curve(
+        self,
+        trainer: Trainer,
+        stage: str,
+        name: str,
+        sigmas: Sequence[float],
+        series: Mapping[str, Sequence[float]],
+    ) -> None:
+        """Logs each point of curves over noise levels, and keeps the curves."""
+        self.curves[name] = {
+            "sigma": [float(sigma) for sigma in sigmas],
+            **{key: [plain(value) for value in values] for key, values in series.items()},
+        }
+        if trainer.logger is not None:
+            points = {
+                f"{stage}/{key}/sigma_{sigma:.3g}": float(value)
+                for key, values in series.items()
+                for sigma, value in zip(sigmas, values, strict=True)
+                if not math.isnan(value)
+            }
+            trainer.logger.log_metrics(points, step=trainer.global_step)
+
+
+def run_folder(trainer: Trainer) -> Path:
+    """Where a run leaves its files."""
+    return Path(trainer.default_root_dir)
+
+
+def publish(trainer: Trainer, name: str, figure: Figure) -> None:
+    """Shows a figure on TensorBoard and writes it as PNG; one process does so."""
+    if not trainer.is_global_zero or trainer.sanity_checking:
+        return
+    save(figure, run_folder(trainer) / f"{name.replace('/', '_')}.png")
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_figure(name, figure, trainer.global_step, close=False)
+
+
+def plain(value: float) -> float | None:
+    """A number that JSON knows; null for one that is not finite."""
+    number = float(value)
+    return number if math.isfinite(number) else None

@@ -1,0 +1,118 @@
+"""`results.json`: what was run, and every number that came of it."""
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning import Callback, LightningModule, Trainer
+
+from robustguide.callbacks.reporting import Reporting, run_folder
+from robustguide.callbacks.samples import replace
+from robustguide.checkpoints import sha256_of
+
+PACKAGES = ("robustguide", "torch", "torchvision", "lightning", "torchmetrics", "numpy")
+
+
+class Results(Callback):
+    """Collects what the other callbacks measured and writes it when a run ends."""
+
+    def __init__(self) -> None:
+        self.started = 0.0
+
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        """Starts the clock."""
+        self.started = time.perf_counter()
+
+    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Writes the file."""
+        self._write(trainer, module, "fit")
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Writes the file, where validation is the run and not a part of training."""
+        if trainer.state.fn == "validate":
+            self._write(trainer, module, "validate")
+
+    def on_test_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Writes the file."""
+        self._write(trainer, module, "test")
+
+    def _write(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        reports = [c for c in trainer.callbacks if isinstance(c, Reporting)]
+        results = {
+            "run": provenance(trainer, stage),
+            "metrics": {
+                name: value for report in reports for name, value in report.metrics.items()
+            },
+            "curves": {name: curve for report in reports for name, curve in report.curves.items()},
+            "cost": self._cost(trainer, module),
+        }
+        path = run_folder(trainer) / "results.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace(path, lambda part: part.write_text(json.dumps(results, indent=1)))
+
+    def _cost(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+        cost: dict[str, Any] = {"seconds": round(time.perf_counter() - self.started, 3)}
+        cost["steps"] = trainer.global_step
+        if torch.cuda.is_available():
+            cost["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
+        if hasattr(module, "evaluated"):
+            rows = asdict(module.evaluated)
+            images = max(rows.pop("images"), 1)
+            cost |= {f"{name}_evaluations": count / images for name, count in rows.items()}
+        return cost
+
+
+def provenance(trainer: Trainer, stage: str) -> dict[str, Any]:
+    """Configuration, versions, commit, devices and hashes of the checkpoints that were named."""
+    file = run_folder(trainer) / "config.yaml"
+    config = yaml.safe_load(file.read_text()) if file.is_file() else None
+    return {
+        "stage": stage,
+        "config": config,
+        "seed": config and config.get("seed_everything"),
+        "versions": {package: version_of(package) for package in PACKAGES},
+        "git_commit": git_commit(),
+        "device": str(trainer.strategy.root_device),
+        "world_size": trainer.world_size,
+        "checkpoints": {path: sha256_of(path) for path in sorted(set(checkpoints_in(config)))},
+    }
+
+
+def version_of(package: str) -> str | None:
+    """Installed version; null where it is not installed as a distribution."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout that this code runs from; null outside one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def checkpoints_in(config: Any) -> Iterator[str]:
+    """Paths of checkpoint files in a configuration."""
+    if isinstance(config, dict):
+        for value in config.values():
+            yield from checkpoints_in(value)
+    elif isinstance(config, list):
+        for value in config:
+            yield from checkpoints_in(value)
+    elif isinstance(config, str) and config.endswith((".safetensors", ".ckpt", ".pt")):
+        if Path(config).is_file():
+            yield config

@@ -1,0 +1,62 @@
+"""Classifiers whose network is told the noise level, in the units that it was trained with."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from robustguide.interfaces import Classifier, parameter_dtype
+from robustguide.noise import DiscreteLevels, expand, vp_scale
+
+
+class Timed(Classifier):
+    """Reads a network of `(x_t, t)`, as ADM's classifiers are. Dhariwal and Nichol (2021).
+
+    Args:
+        net: Called as `net(x_t, t)`.
+        levels: The chain that t counts.
+        num_classes: Number of logits.
+    """
+
+    conditioning = "t"
+
+    def __init__(self, net: nn.Module, levels: DiscreteLevels, num_classes: int) -> None:
+        super().__init__()
+        self.net = net
+        self.levels = levels
+        self.num_classes = num_classes
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"]
+    ) -> Float[Tensor, "b k"]:
+        """Logits."""
+        x_t = (x / expand(vp_scale(sigma), x)).to(parameter_dtype(self.net, x))
+        return self.net(x_t, self.levels.t(sigma))
+
+
+class SigmaConditioned(Classifier):
+    """Reads a network of a unit-variance image and `log(sigma) / 4`, the inputs of EDM's networks.
+
+    Args:
+        net: Called as `net(c_in * x, c_noise)`. Karras et al. (2022), table 1.
+        num_classes: Number of logits.
+        sigma_data: Standard deviation of the data, 0.5 for images in [-1, 1].
+        sigma_min: Lower noise, 0 included, is told to the network as this.
+    """
+
+    conditioning = "sigma"
+
+    def __init__(
+        self, net: nn.Module, num_classes: int, sigma_data: float = 0.5, sigma_min: float = 0.002
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.num_classes = num_classes
+        self.sigma_data = sigma_data
+        self.sigma_min = sigma_min
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"]
+    ) -> Float[Tensor, "b k"]:
+        """Logits."""
+        total = (sigma**2 + self.sigma_data**2).sqrt()
+        inputs = (x / expand(total, x)).to(parameter_dtype(self.net, x))
+        return self.net(inputs, (sigma.clamp_min(self.sigma_min).log() / 4).float())

@@ -1,0 +1,153 @@
+"""The data set of a generation: numbers of images, and the label of each.
+
+Image i is named by its number alone: its label is a function of i and its noise is drawn from a
+generator that i seeds, so neither the batch size nor the number of processes changes it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from lightning import Trainer
+from torch import Tensor
+
+from robustguide.data.batches import LABELS, place, strided
+from robustguide.data.images import ImageSource, Split
+from robustguide.data.module import Classes
+
+Seeds = tuple[Int[Tensor, " b"], Int[Tensor, " b"]]
+
+
+class Labels(ABC):
+    """Which class an image gets, by its number."""
+
+    @abstractmethod
+    def label(self, index: int, num_classes: int) -> int:
+        """The class of image number `index`."""
+
+
+class Balanced(Labels):
+    """Each class equally often: the number modulo the number of classes."""
+
+    def label(self, index: int, num_classes: int) -> int:
+        """The remainder."""
+        return index % num_classes
+
+
+class Random(Labels):
+    """Each class equally likely, drawn from the image's own generator.
+
+    Args:
+        seed: Another seed draws other labels.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def label(self, index: int, num_classes: int) -> int:
+        """Draws the class."""
+        return int(np.random.default_rng([self.seed, LABELS, index]).integers(num_classes))
+
+
+class Listed(Labels):
+    """The labels that are listed, over and over.
+
+    Args:
+        labels: Label of image 0, 1, ...; image number `len(labels)` gets the first one again.
+    """
+
+    def __init__(self, labels: list[int]) -> None:
+        if not labels:
+            raise ValueError("The list of labels is empty; expected at least one label.")
+        self.labels = labels
+
+    def label(self, index: int, num_classes: int) -> int:
+        """Looks it up."""
+        position = index % len(self.labels)
+        y = self.labels[position]
+        if not 0 <= y < num_classes:
+            raise ValueError(
+                f"Label {y} at position {position} of the list names no class; with "
+                f"{num_classes} classes it must lie in 0..{num_classes - 1}."
+            )
+        return y
+
+
+class SeedLoader:
+    """Batches `(index (b,), y (b,))`, each number exactly once over all processes."""
+
+    def __init__(
+        self, indices: Sequence[int], y: Tensor, batch_size: int, trainer: Trainer | None = None
+    ) -> None:
+        self.indices, self.y = indices, y
+        self.batches = strided(range(len(indices)), batch_size, *place(trainer))
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Seeds]:
+        for rows in self.batches:
+            yield torch.tensor([self.indices[row] for row in rows]), self.y[rows]
+
+
+class SeedData(Classes):
+    """Numbers and labels of the images to generate, for tests and predictions.
+
+    Args:
+        count: How many images.
+        first: Number of the first one; array tasks take disjoint ranges.
+        batch_size: Images that one process makes at a time.
+        num_classes: Of the denoiser's labels.
+        class_names: One a class; without them, the numbers.
+        labels: Rule for labels; without it, each class equally often.
+        reference: Real images with which the generated ones are compared.
+        reference_split: Which of their splits.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        num_classes: int,
+        first: int = 0,
+        batch_size: int = 64,
+        class_names: list[str] | None = None,
+        labels: Labels | None = None,
+        reference: ImageSource | None = None,
+        reference_split: str = "train",
+    ) -> None:
+        super().__init__()
+        for name, value in (("count", count), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; expected 1 or more.")
+        if first < 0:
+            raise ValueError(f"first is {first}; the numbers of images begin at 0.")
+        self.class_names = class_names or [str(y) for y in range(num_classes)]
+        if len(self.class_names) != num_classes:
+            raise ValueError(
+                f"There are {len(self.class_names)} class names for num_classes {num_classes}; "
+                "expected one a class."
+            )
+        if reference is not None and reference.num_classes != num_classes:
+            raise ValueError(
+                f"The reference images have {reference.num_classes} classes, num_classes is "
+                f"{num_classes}; they must agree."
+            )
+        self.indices, self.batch_size = range(first, first + count), batch_size
+        rule = labels or Balanced()
+        self.y = torch.tensor([rule.label(index, num_classes) for index in self.indices])
+        self._reference, self.reference_split = reference, reference_split
+
+    @property
+    def reference(self) -> Split | None:
+        """The real images, map-style: place -> (x_0, y, place)."""
+        return self._reference.split(self.reference_split) if self._reference else None
+
+    def test_dataloader(self) -> SeedLoader:
+        """All the numbers."""
+        return SeedLoader(self.indices, self.y, self.batch_size, self.trainer)
+
+    def predict_dataloader(self) -> SeedLoader:
+        """All the numbers."""
+        return self.test_dataloader()

@@ -1,0 +1,55 @@
+"""Networks preconditioned as in EDM, so that input and target have unit variance at every level.
+
+denoised = c_skip * x + c_out * net(c_in * x, log(sigma) / 4, y)
+"""
+
+from collections.abc import Sequence
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from robustguide.denoisers.eps import image_shape
+from robustguide.interfaces import Denoiser, Prediction, parameter_dtype, parameter_dtype
+from robustguide.noise import expand
+
+
+class EDMDenoiser(Denoiser):
+    """Preconditions a network. Karras et al. (2022), table 1, column "Ours".
+
+    Args:
+        net: Called as `net(x, noise, y)`, or `net(x, noise)` where it knows no classes.
+        num_classes: Number of classes; 0 for a network that knows none.
+        shape: Channels, height and width of the images.
+        sigma_data: Standard deviation of the data, 0.5 for images in [-1, 1].
+        has_null: Whether label `num_classes` is in the network's table.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        num_classes: int,
+        shape: Sequence[int],
+        sigma_data: float = 0.5,
+        has_null: bool = True,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.num_classes = num_classes
+        self.shape = image_shape(shape)
+        self.sigma_data = sigma_data
+        self.has_null = has_null
+
+    def predict(
+        self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"], y: Int[Tensor, " b"]
+    ) -> Prediction:
+        """Denoised image."""
+        total = sigma**2 + self.sigma_data**2
+        inputs = (x / expand(total.sqrt(), x)).to(parameter_dtype(self.net, x))
+        noise = (sigma.log() / 4).float()  # not in half precision, whatever the network has
+        out = self.net(inputs, noise, y) if self.num_classes else self.net(inputs, noise)
+        skip, scale = self.sigma_data**2 / total, sigma * self.sigma_data / total.sqrt()
+        return Prediction(expand(skip, x) * x + expand(scale, x) * out.to(x))
+
+    def loss_weight(self, sigma: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """Gives the network's own output unit weight at every level."""
+        return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2

@@ -1,0 +1,43 @@
+"""Denoisers made of other denoisers."""
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from robustguide.interfaces import Denoiser, Prediction
+
+
+class Unconditional(Denoiser):
+    """Gives every label as the null label, so that the class comes from guidance alone.
+
+    Args:
+        denoiser: One that knows the null label, or no classes at all.
+
+    Raises:
+        ValueError: For a denoiser without a null label.
+    """
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__()
+        if not denoiser.has_null:
+            raise ValueError(
+                "Unconditional needs a denoiser with a null label; this one was trained with a "
+                "class for every image. Train with label dropout, or take an unconditional network."
+            )
+        self.denoiser = denoiser
+        self.num_classes = denoiser.num_classes
+        self.shape = denoiser.shape
+        self.learns_variance = denoiser.learns_variance
+
+    def predict(
+        self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"], y: Int[Tensor, " b"]
+    ) -> Prediction:
+        """Prediction for the null label."""
+        return self.denoiser.predict(x, sigma, self.denoiser.null(y))
+
+    def snap(self, sigma: float) -> float:
+        """As the wrapped denoiser."""
+        return self.denoiser.snap(sigma)
+
+    def loss_weight(self, sigma: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """As the wrapped denoiser."""
+        return self.denoiser.loss_weight(sigma)

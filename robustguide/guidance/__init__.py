@@ -1,0 +1,19 @@
+"""Guidance: displacements of the denoised image, which add."""
+
+from robustguide.guidance.base import Branch, Evaluations, Guidance, Guided, Step
+from robustguide.guidance.classifier import ClassifierGuidance
+from robustguide.guidance.combinators import Scaled, Within
+from robustguide.guidance.reference import ClassifierFree, Reference
+
+__all__ = [
+    "Branch",
+    "ClassifierFree",
+    "ClassifierGuidance",
+    "Evaluations",
+    "Guidance",
+    "Guided",
+    "Reference",
+    "Scaled",
+    "Step",
+    "Within",
+]

@@ -1,0 +1,233 @@
+"""Guidance as a displacement of the denoised image, in units of x_0.
+
+By Tweedie's formula `denoised = x + sigma**2 * score`, so a score term s displaces the denoised
+image by `sigma**2 * s`, and a reference term by a difference of denoised images. Displacements add,
+each is computed from the *unguided* denoised image, and so a sum does not depend on its order.
+
+    denoised = clip(unguided + reference terms) + score terms
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from robustguide.interfaces import Denoiser, Place, Prediction
+
+
+class Branch(NamedTuple):
+    """Another evaluation at the same x and sigma.
+
+    Attributes:
+        labels: Class indices (b,); ask with `null` or `y` themselves, not with copies, so that
+            terms that want the same branch share it.
+        denoiser: Null for the guided network itself.
+    """
+
+    labels: Int[Tensor, " b"]
+    denoiser: Denoiser | None = None
+
+
+class Evaluations:
+    """Answers of denoisers at one (x, sigma), each computed once.
+
+    Branches asked for together run as one batch of their network. The memo knows a branch by the
+    identity of its label tensor: comparing values would wait for the device.
+    """
+
+    def __init__(self, denoiser: Denoiser, x: Tensor, sigma: Tensor) -> None:
+        self.denoiser = denoiser
+        self.x, self.sigma = x, sigma
+        self._memo: dict[tuple[int, int], tuple[Branch, Prediction]] = {}
+
+    def batch(self, branches: Sequence[Branch]) -> None:
+        """Evaluates what is not known yet, in one call for each network."""
+        wanted: dict[int, dict[int, Branch]] = {}
+        for branch in branches:
+            network, labels = self._key(branch)
+            if (network, labels) not in self._memo:
+                wanted.setdefault(network, {})[labels] = branch
+        for group in wanted.values():
+            self._run(list(group.values()))
+
+    def __call__(self, labels: Tensor, denoiser: Denoiser | None = None) -> Tensor:
+        """Denoised image of a branch."""
+        return self.prediction(Branch(labels, denoiser)).denoised
+
+    def prediction(self, branch: Branch) -> Prediction:
+        """All that the network says of a branch."""
+        self.batch([branch])
+        return self._memo[self._key(branch)][1]
+
+    def _key(self, branch: Branch) -> tuple[int, int]:
+        return id(branch.denoiser or self.denoiser), id(branch.labels)
+
+    def _run(self, branches: list[Branch]) -> None:
+        network, count = branches[0].denoiser or self.denoiser, len(branches)
+        if count == 1:
+            predictions = [network.predict(self.x, self.sigma, branches[0].labels)]
+        else:
+            together = network.predict(
+                self.x.repeat(count, *[1] * (self.x.ndim - 1)),
+                self.sigma.repeat(count),
+                torch.cat([branch.labels for branch in branches]),
+            )
+            predictions = [
+                Prediction(*parts)
+                for parts in zip(
+                    together.denoised.chunk(count),
+                    [None] * count
+                    if together.fraction is None
+                    else together.fraction.chunk(count),
+                    strict=True,
+                )
+            ]
+        for branch, prediction in zip(branches, predictions, strict=True):
+            self._memo[self._key(branch)] = branch, prediction  # keeps labels alive, so ids stay
+
+
+@dataclass(frozen=True)
+class Step:
+    """All that a term may look at.
+
+    Attributes:
+        x: State, `x_0 + sigma * eps`.
+        sigma: Noise levels (b,).
+        y: Class indices (b,).
+        null: Null labels (b,), one tensor for all terms of a step.
+        denoised: Of the unguided denoiser at x; clipped for score terms. With `needs_graph`
+            it carries a graph on `x`.
+        place: Index and count of steps, sigma as a host number, whether a corrector's evaluation.
+        memory: The term's own, empty at the start of every sampler call. Update it only where
+            `not place.corrector`.
+        evaluate: `evaluate(labels, denoiser=None)`: denoised image of another branch.
+    """
+
+    x: Float[Tensor, "b c h w"]
+    sigma: Float[Tensor, " b"]
+    y: Int[Tensor, " b"]
+    null: Int[Tensor, " b"]
+    denoised: Float[Tensor, "b c h w"]
+    place: Place
+    memory: dict[str, Any]
+    evaluate: Evaluations
+
+    def gradient(self, value: Tensor) -> Float[Tensor, "b c h w"]:
+        """Gradient of a sum over rows with respect to `x`, through the denoiser's graph.
+
+        Only for terms with `needs_graph`; the graph is kept for the other terms.
+        """
+        (gradient,) = torch.autograd.grad(value.sum(), self.x, retain_graph=True)
+        return gradient
+
+
+class Guidance(nn.Module):
+    """One term.
+
+    Attributes:
+        moves_denoised: True for reference terms, which combine denoisers and always move the
+            denoised image; False for score terms, which `ancestral` sends through the variance.
+        needs_graph: True where `denoised` must come with a graph on `x`.
+    """
+
+    moves_denoised: bool = False
+    needs_graph: bool = False
+
+    def branches(self, y: Tensor, null: Tensor, place: Place) -> tuple[Branch, ...]:
+        """Evaluations that the term will certainly ask for, so that they run in one batch."""
+        return ()
+
+    @abstractmethod
+    def forward(self, step: Step) -> Float[Tensor, "b c h w"]:
+        """Displacement of the denoised image, in units of x_0."""
+
+
+class Guided(Denoiser):
+    """A denoiser moved by named terms is a denoiser. One is made for every sampler call.
+
+    Args:
+        denoiser: What is guided.
+        terms: Terms by name; their displacements add.
+        clip: Bound of the denoised image, applied after the reference terms and before the score
+            terms; null does not clip.
+
+    Raises:
+        ValueError: For a term that needs a null label that the denoiser does not know.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        terms: Mapping[str, Guidance] | None = None,
+        clip: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.terms = nn.ModuleDict(terms)
+        self.bound = clip
+        self.num_classes = denoiser.num_classes
+        self.shape = denoiser.shape
+        self.has_null = denoiser.has_null
+        self.learns_variance = denoiser.learns_variance
+        self.memory: dict[str, dict[str, Any]] = {name: {} for name in self.terms}
+        self._check_null()
+
+    def _check_null(self) -> None:
+        y, null = torch.zeros(1, dtype=torch.long), torch.ones(1, dtype=torch.long)
+        for name, term in self.terms.items():
+            for branch in term.branches(y, null, Place()):
+                knows = (branch.denoiser or self.denoiser).has_null
+                if branch.labels is null and not knows:
+                    raise ValueError(
+                        f"Term {name!r} asks for the null label, which the denoiser was not trained "
+                        "with; train with label dropout, or give the term an unconditional reference."
+                    )
+
+    def snap(self, sigma: float) -> float:
+        """As the guided denoiser."""
+        return self.denoiser.snap(sigma)
+
+    def clip(self, denoised: Tensor) -> Tensor:
+        """Clamps to the bound, where there is one."""
+        return denoised if self.bound is None else denoised.clamp(-self.bound, self.bound)
+
+    def split(
+        self, x: Tensor, sigma: Tensor, y: Tensor, place: Place | None = None
+    ) -> tuple[Prediction, Tensor]:
+        """Prediction moved by the reference terms and clipped; displacement of the score terms."""
+        place = place or Place()
+        null = self.null(y)
+        needs_graph = any(term.needs_graph for term in self.terms.values())
+        with torch.set_grad_enabled(needs_graph or torch.is_grad_enabled()):
+            state = x.detach().requires_grad_() if needs_graph else x
+            evaluate = Evaluations(self.denoiser, state, sigma)
+            own = Branch(y)
+            asked = [b for term in self.terms.values() for b in term.branches(y, null, place)]
+            evaluate.batch([own, *asked])
+            prediction = evaluate.prediction(own)
+            moved = {True: torch.zeros_like(x), False: torch.zeros_like(x)}
+            for name, term in self.terms.items():
+                kind = bool(term.moves_denoised)
+                seen = prediction.denoised if kind else self.clip(prediction.denoised)
+                if needs_graph and not term.needs_graph:
+                    seen, at = seen.detach(), state.detach()
+                else:
+                    at = state
+                step = Step(at, sigma, y, null, seen, place, self.memory[name], evaluate)
+                moved[kind] = moved[kind] + term(step)
+        if needs_graph:
+            prediction = Prediction(*(p if p is None else p.detach() for p in prediction))
+            moved = {kind: displacement.detach() for kind, displacement in moved.items()}
+        denoised = self.clip(prediction.denoised + moved[True])
+        return prediction._replace(denoised=denoised), moved[False]
+
+    def predict(
+        self, x: Tensor, sigma: Tensor, y: Tensor, place: Place | None = None
+    ) -> Prediction:
+        """Prediction moved by all terms, for samplers that step with the denoised image."""
+        prediction, shift = self.split(x, sigma, y, place)
+        return prediction._replace(denoised=prediction.denoised + shift)

@@ -1,0 +1,48 @@
+"""Guidance by the gradient of a classifier.
+
+displacement = sigma**2 * grad_x log p(y | x, sigma)
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from robustguide.guidance.base import Guidance, Step
+from robustguide.interfaces import Classifier
+from robustguide.noise import expand
+
+
+class ClassifierGuidance(Guidance):
+    """Moves towards the label by the classifier's gradient at x. Dhariwal and Nichol (2021), Alg. 1.
+
+    Args:
+        classifier: Judges the noisy image itself.
+        labels: The classifier's class of every class of the denoiser; null where they agree.
+
+    Raises:
+        ValueError: For a label outside the classifier's classes.
+    """
+
+    def __init__(self, classifier: Classifier, labels: Sequence[int] | None = None) -> None:
+        super().__init__()
+        if labels is not None and not all(0 <= k < classifier.num_classes for k in labels):
+            raise ValueError(
+                f"labels must lie in 0..{classifier.num_classes - 1}, the classes of the classifier; "
+                f"got {min(labels)}..{max(labels)}."
+            )
+        self.classifier = classifier
+        table = None if labels is None else torch.tensor(labels)
+        self.register_buffer("labels", table, persistent=False)
+
+    def forward(self, step: Step) -> Float[Tensor, "b c h w"]:
+        """Squared noise level times the classifier's score; no graph is kept."""
+        y = step.y if self.labels is None else self.labels[step.y]
+        with torch.enable_grad():
+            x = step.x.detach().requires_grad_()
+            logits = self.classifier(x, step.sigma)
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # not in half
+            log_p = logits.log_softmax(-1).gather(-1, y[:, None])
+            (score,) = torch.autograd.grad(log_p.sum(), x)
+        return expand(step.sigma**2, x) * score

@@ -1,0 +1,125 @@
+"""Terms made of another term."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from robustguide.guidance.base import Branch, Guidance, Step
+from robustguide.interfaces import Place
+from robustguide.noise import expand
+
+
+class _Combinator(Guidance):
+    """Hands on what kind of term it holds."""
+
+    def __init__(self, term: Guidance) -> None:
+        super().__init__()
+        self.term = term
+        self.moves_denoised = term.moves_denoised
+        self.needs_graph = term.needs_graph
+
+    @abstractmethod
+    def is_active(self, place: Place) -> bool:
+        """Whether any row can be moved here, as far as the host knows."""
+
+    def branches(self, y: Tensor, null: Tensor, place: Place) -> tuple[Branch, ...]:
+        """Those of the term, where it is active."""
+        return self.term.branches(y, null, place) if self.is_active(place) else ()
+
+    def forward(self, step: Step) -> Float[Tensor, "b c h w"]:
+        """The weighted displacement; nothing is evaluated where the term is not active."""
+        if not self.is_active(step.place):
+            return torch.zeros_like(step.x)
+        weight, displacement = self.weight(step), self.term(step)
+        return (expand(weight, step.x) if isinstance(weight, Tensor) else weight) * displacement
+
+    @abstractmethod
+    def weight(self, step: Step) -> float | Float[Tensor, " b"]:
+        """What multiplies the displacement, of all rows or of each."""
+
+
+class Scaled(_Combinator):
+    """Multiplies a displacement. 0 is nothing, and costs nothing.
+
+    Args:
+        term: The term.
+        scale: A number, or one for every row.
+        weight: Instead of `scale`: the published convention in which 1 is the conditional model
+            (DiT, EDM2); `scale = weight - 1`.
+
+    Raises:
+        ValueError: When not exactly one of scale and weight is given, or it is not finite.
+    """
+
+    def __init__(
+        self,
+        term: Guidance,
+        scale: float | Sequence[float] | None = None,
+        weight: float | None = None,
+    ) -> None:
+        super().__init__(term)
+        if (scale is None) == (weight is None):
+            raise ValueError(
+                f"Give either scale (0 is no guidance) or weight (1 is no guidance), got scale={scale} "
+                f"and weight={weight}."
+            )
+        values = [weight - 1] if weight is not None else scale
+        self.scales = tuple(values) if isinstance(values, Sequence) else (values,)
+        if not self.scales or not all(math.isfinite(value) for value in self.scales):
+            raise ValueError(
+                f"A guidance scale must be a finite number, got {scale if weight is None else weight}; "
+                "0 switches the term off."
+            )
+
+    def is_active(self, place: Place) -> bool:
+        """Whether any scale is not 0."""
+        return any(self.scales)
+
+    def weight(self, step: Step) -> float | Float[Tensor, " b"]:
+        """The scale, of all rows or of each."""
+        if len(self.scales) == 1:
+            return self.scales[0]
+        if len(self.scales) != len(step.x):
+            raise ValueError(
+                f"{len(self.scales)} scales were given for a batch of {len(step.x)} rows; give one, or "
+                "one for every row."
+            )
+        return torch.tensor(self.scales, dtype=step.x.dtype, device=step.x.device)
+
+
+class Within(_Combinator):
+    """Limits a term to an interval of noise, (sigma_min, sigma_max]. Kynkaanniemi et al. (2024).
+
+    Args:
+        term: The term.
+        sigma_min: Lower end, not included.
+        sigma_max: Upper end, included.
+
+    Raises:
+        ValueError: For an empty interval.
+    """
+
+    def __init__(
+        self, term: Guidance, sigma_min: float = 0.0, sigma_max: float = math.inf
+    ) -> None:
+        super().__init__(term)
+        if not 0 <= sigma_min < sigma_max:
+            raise ValueError(
+                f"Within needs 0 <= sigma_min < sigma_max, got {sigma_min} and {sigma_max}."
+            )
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+
+    def is_active(self, place: Place) -> bool:
+        """Whether the sampler's level lies inside; where every row has its own, perhaps."""
+        return place.sigma is None or self.sigma_min < place.sigma <= self.sigma_max
+
+    def weight(self, step: Step) -> float | Float[Tensor, " b"]:
+        """1 inside the interval, 0 outside."""
+        if step.place.sigma is not None:
+            return 1.0  # decided on the host, in float64
+        inside = (step.sigma > self.sigma_min) & (step.sigma <= self.sigma_max)
+        return inside.to(step.x)

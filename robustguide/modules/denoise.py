@@ -1,0 +1,110 @@
+"""Training of denoisers."""
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from robustguide.interfaces import Denoiser
+from robustguide.modules.optimization import optimization, start_step
+from robustguide.modules.robust import EVALUATION, Batch
+from robustguide.noise import NoiseDistribution, noise_like, perturb
+from robustguide.samplers import SeededNoise
+
+
+class Denoising(LightningModule):
+    """Weighted squared error of the denoised image at random noise levels.
+
+    With an eps-network this is the simple loss of Ho et al. (2020), eq. 14; with EDM's
+    preconditioning, Karras et al. (2022), eq. 2.
+
+    Args:
+        denoiser: What is trained.
+        noise: Distribution of the noise levels.
+        label_dropout: Share of labels replaced by the null label, so that one network learns the
+            conditional and the unconditional denoiser. Ho and Salimans (2022), Alg. 1.
+        optimizer: Makes the optimizer.
+        scheduler: Makes a schedule that counts optimizer steps; null keeps the learning rate.
+        rates: Multiple of the learning rate by prefix of parameter name; 0 freezes.
+        seed: Of the training noise.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        noise: NoiseDistribution,
+        label_dropout: float = 0.1,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        scheduler: LRSchedulerCallable | None = None,
+        rates: dict[str, float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        if not 0 <= label_dropout <= 1:
+            raise ValueError(f"label_dropout is a share of labels in [0, 1], got {label_dropout}.")
+        if label_dropout > 0 and not denoiser.has_null:
+            raise ValueError(
+                f"label_dropout={label_dropout} needs a null label, which the denoiser lacks; give "
+                "its network one (num_null_labels: 1) or set label_dropout to 0."
+            )
+        self.denoiser = denoiser
+        self.noise = noise
+        self.label_dropout = label_dropout
+        self.optimizer, self.scheduler, self.rates = optimizer, scheduler, rates
+        self.seed = seed
+
+    def setup(self, stage: str) -> None:
+        """Compares the data with the denoiser.
+
+        Raises:
+            ValueError: When classes or shapes differ.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        for field in ("num_classes", "shape"):
+            theirs, ours = getattr(data, field, None), getattr(self.denoiser, field)
+            if theirs is not None and ours != 0 and tuple_of(theirs) != tuple_of(ours):
+                raise ValueError(
+                    f"The data's {field} is {theirs}, the denoiser's {ours}; set "
+                    f"model.denoiser.init_args.{field} (and the network's) to the data's."
+                )
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seeds the step."""
+        start_step(self, self.seed, batch_idx)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Mean weighted squared error."""
+        x_0, y, _ = batch
+        sigma = self.noise.sample(len(x_0), self.device)
+        dropped = torch.rand(len(y), device=y.device) < self.label_dropout
+        y = torch.where(dropped, self.denoiser.null(y), y)
+        loss = self.loss(x_0, y, sigma, noise_like(x_0, None))
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """The same error, with the noise level and noise that belong to each image."""
+        x_0, y, index = batch
+        seeded = SeededNoise(index.tolist(), EVALUATION)
+        u = torch.special.ndtr(seeded.draw((), self.device))
+        loss = self.loss(
+            x_0, y, self.noise.quantile(u).float(), seeded.draw(x_0.shape[1:], self.device)
+        )
+        self.log("val/loss", loss, prog_bar=True, batch_size=len(x_0), sync_dist=True)
+
+    def loss(self, x_0: Tensor, y: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+        """Mean over images of the weighted error per pixel."""
+        denoised = self.denoiser(perturb(x_0, sigma, noise), sigma, y)
+        error = (denoised - x_0).square().flatten(1).mean(1)
+        return (self.denoiser.loss_weight(sigma) * error).mean()
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Optimizer over the denoiser."""
+        return optimization(self.denoiser, self.optimizer, self.scheduler, self.rates)
+
+
+def tuple_of(value: object) -> tuple[object, ...]:
+    """Sequences as tuples, anything else alone in one."""
+    return tuple(value) if isinstance(value, list | tuple) else (value,)

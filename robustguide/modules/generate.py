@@ -1,0 +1,114 @@
+"""Guided sampling from checkpoints, and what is watched on the way."""
+
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+
+from robustguide.guidance import Guidance, Guided
+from robustguide.interfaces import Classifier, Denoiser
+from robustguide.modules.cost import Evaluated, counted
+from robustguide.samplers import Observation, Sampler, SeededNoise
+
+Seeds = tuple[Tensor, Tensor]
+
+
+class Generation(LightningModule):
+    """Samples images of given seeds and labels; `test` shows the trajectory to callbacks.
+
+    Args:
+        denoiser: Unguided denoiser.
+        sampler: How it is sampled.
+        guidance: Terms by name.
+        observer: Reads the predicted clean image along the way (at noise level 0), without guiding.
+        watched_steps: How many steps of the trajectory are kept for callbacks, evenly spread over
+            the run, the first and the last among them.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        sampler: Sampler,
+        guidance: dict[str, Guidance] | None = None,
+        observer: Classifier | None = None,
+        watched_steps: int = 10,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        sampler.check(denoiser)
+        Guided(denoiser, guidance, sampler.clip)
+        self.denoiser = denoiser
+        self.sampler = sampler
+        self.guidance = torch.nn.ModuleDict(guidance)
+        self.observer = observer
+        sigmas = sampler.grid.sigmas()[:-1]
+        self.watched = spread(len(sigmas), watched_steps)
+        self.levels = tuple(sigmas[index] for index in self.watched)
+        self.evaluated = Evaluated()
+        self.requires_grad_(False).eval()
+
+    def setup(self, stage: str) -> None:
+        """Compares the labels of the data with the denoiser.
+
+        Raises:
+            ValueError: When the numbers of classes differ.
+        """
+        num_classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
+        if num_classes is not None and 0 < self.denoiser.num_classes != num_classes:
+            raise ValueError(
+                f"The seeds have labels of {num_classes} classes, the denoiser knows "
+                f"{self.denoiser.num_classes}; set data.num_classes to the denoiser's."
+            )
+
+    def generate(self, batch: Seeds) -> dict[str, Any]:
+        """Images of a batch of seeds and labels.
+
+        Returns:
+            `images` (b, c, h, w) clamped to [-1, 1], `y`, `index`, `denoised` (watched, b, c, h, w)
+            and, with an observer, `logits` (watched, b, k).
+        """
+        index, y = batch
+        noise = SeededNoise(index.tolist())
+        denoised: list[Tensor] = []
+        logits: list[Tensor] = []
+
+        def watch(step: Observation) -> None:
+            if step.place.index not in self.watched:
+                return
+            denoised.append(step.denoised.float())
+            if self.observer is not None:
+                self.evaluated.observer += len(step.x)
+                # not through its hooks: one that also guides would count these rows as guidance
+                logits.append(self.observer.forward(denoised[-1], denoised[-1].new_zeros(len(y))))
+
+        x = self.sampler.start(noise.draw(self.denoiser.shape, self.device))
+        with counted(self.denoiser, self.guidance, self.evaluated):
+            images = self.sampler(self.denoiser, self.guidance, x, y, noise, watch)
+        self.evaluated.images += len(index)
+        answer = {"images": images.float().clamp(-1, 1), "y": y, "index": index}
+        answer["denoised"] = torch.stack(denoised)
+        if logits:
+            answer["logits"] = torch.stack(logits)
+        return answer
+
+    def test_step(self, batch: Seeds, batch_idx: int) -> dict[str, Any]:
+        """See `generate`."""
+        return self.generate(batch)
+
+    def predict_step(self, batch: Seeds, batch_idx: int) -> dict[str, Any]:
+        """See `generate`."""
+        return self.generate(batch)
+
+    def configure_optimizers(self) -> None:
+        """Nothing is trained."""
+
+
+def spread(count: int, wanted: int) -> tuple[int, ...]:
+    """Evenly spread indices below count, both ends included."""
+    if wanted < 1:
+        raise ValueError(f"watched_steps must be at least 1, got {wanted}.")
+    if wanted == 1 or count == 1:
+        return (count - 1,)
+    wanted = min(wanted, count)
+    return tuple(round(i * (count - 1) / (wanted - 1)) for i in range(wanted))

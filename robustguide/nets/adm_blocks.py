@@ -1,0 +1,242 @@
+"""Blocks of the ADM networks: residual blocks that hear the time step, attention, resampling.
+
+A residual block is `x + F(x, emb)`, with `F` two 3x3 convolutions behind group norms and `emb`
+either added between them (Ho et al. 2020) or applied as scale and shift of the second norm
+(Dhariwal and Nichol 2021, section 3.1). The last layer of every residual branch starts at zero.
+Submodules are numbered as in the public checkpoints, layers without parameters included.
+"""
+
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+    """Sinusoids of t (b,), integer or not, as float32 (b, dim): cosines first, then sines.
+
+    Frequencies fall geometrically from 1 towards 1/max_period; an odd `dim` ends in a zero column.
+    Vaswani et al. (2017), section 3.5.
+    """
+    half = dim // 2
+    exponent = torch.arange(half, dtype=torch.float32, device=t.device) / half
+    angle = t.float()[:, None] * torch.exp(-math.log(max_period) * exponent)
+    return F.pad(torch.cat([angle.cos(), angle.sin()], dim=-1), (0, dim % 2))
+
+
+def zeroed(layer: nn.Module) -> nn.Module:
+    """The same layer with its parameters set to zero."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+class GroupNorm32(nn.GroupNorm):
+    """Group norm computed in float32 at least, whatever the dtype of its input and parameters.
+
+    The number of groups is the largest one up to 32 that divides the channels.
+    """
+
+    def __init__(self, channels: int) -> None:
+        groups = next(n for n in range(min(32, channels), 0, -1) if channels % n == 0)
+        super().__init__(groups, channels)
+
+    def forward(self, x):
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        weight, bias = self.weight.to(dtype), self.bias.to(dtype)
+        return F.group_norm(x.to(dtype), self.num_groups, weight, bias, self.eps).to(x.dtype)
+
+
+class Downsample(nn.Module):
+    """Halves height and width, by a strided convolution or by the mean of 2x2 pixels."""
+
+    def __init__(self, channels: int, *, conv: bool) -> None:
+        super().__init__()
+        self.op = nn.AvgPool2d(2)
+        if conv:
+            self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x):
+        return self.op(x)
+
+
+class Upsample(nn.Module):
+    """Doubles height and width by repetition, with a convolution behind it if `conv`."""
+
+    def __init__(self, channels: int, *, conv: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if conv else nn.Identity()
+
+    def forward(self, x):
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class ResBlock(nn.Module):
+    """Residual block on (b, channels, h, w) and the time embedding (b, embedding).
+
+    Args:
+        scale_shift: The embedding scales and shifts the second norm, not being added before it.
+        resample: A `Downsample` or `Upsample` without parameters, applied in both branches.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        embedding: int,
+        *,
+        dropout: float = 0.0,
+        scale_shift: bool = False,
+        resample: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.scale_shift = scale_shift
+        self.resample = resample or nn.Identity()
+        self.in_layers = nn.Sequential(
+            GroupNorm32(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+        )
+        emb_channels = 2 * out_channels if scale_shift else out_channels
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, emb_channels))
+        self.out_layers = nn.Sequential(
+            GroupNorm32(out_channels),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
+        )
+        same = channels == out_channels
+        self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x, emb):
+        norm, silu, conv = self.in_layers
+        h = conv(self.resample(silu(norm(x))))
+        emb = self.emb_layers(emb)[:, :, None, None]
+        norm, silu, dropout, conv = self.out_layers
+        if self.scale_shift:
+            scale, shift = emb.chunk(2, dim=1)
+            h = norm(h) * (1 + scale) + shift
+        else:
+            h = norm(h + emb)
+        return self.skip_connection(self.resample(x)) + conv(dropout(silu(h)))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of (b, heads, length, channels) tensors; on the CPU it can be derived twice."""
+    # Fused kernels have no second derivative; elsewhere a caller who needs it sets this switch.
+    on_cpu = q.device.type == "cpu"
+    with sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext():
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+def head_count(channels: int, num_heads: int, num_head_channels: int) -> int:
+    """Heads of an attention layer: of `num_head_channels` each, or `num_heads` if that is -1.
+
+    Raises:
+        ValueError: The channels do not divide.
+    """
+    by_number = num_head_channels == -1
+    divisor = num_heads if by_number else num_head_channels
+    if divisor < 1 or channels % divisor:
+        raise ValueError(
+            f"{'num_heads' if by_number else 'num_head_channels'}={divisor} does not divide the "
+            f"{channels} channels of an attention layer; give a divisor of the widths of all "
+            f"levels with attention and of the last level, which has it in the middle block."
+        )
+    return num_heads if by_number else channels // num_head_channels
+
+
+def split_heads(qkv: Tensor, heads: int, *, heads_first: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value (b, heads, length, c) from (b, 3 * heads * c, length).
+
+    Public checkpoints order the channels as (head, qkv, c), or in the newer way as (qkv, head, c).
+    """
+    order = (heads, 3) if heads_first else (3, heads)
+    split = qkv.unflatten(1, (*order, -1)).mT
+    q, k, v = split.unbind(2 if heads_first else 1)
+    return q, k, v
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention between the pixels of (b, channels, h, w), added to its input."""
+
+    def __init__(self, channels: int, heads: int, *, heads_first: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.heads_first = heads_first
+        self.norm = GroupNorm32(channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x):
+        qkv = self.qkv(self.norm(x.flatten(2)))
+        q, k, v = split_heads(qkv, self.heads, heads_first=self.heads_first)
+        h = attend(q, k, v).mT.flatten(1, 2)
+        return x + self.proj_out(h).unflatten(2, x.shape[2:])
+
+
+class BlockSequence(nn.Sequential):
+    """A sequence whose residual blocks also hear the time embedding."""
+
+    def forward(self, x, emb):
+        for layer in self:
+            x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
+        return x
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """What all blocks of one network have in common; the methods make them.
+
+    Attributes:
+        embedding: Width of the time embedding.
+        resblock_updown: Resample inside residual blocks rather than by layers of their own.
+        conv_resample: Such layers hold a convolution.
+    """
+
+    embedding: int
+    dropout: float
+    scale_shift: bool
+    resblock_updown: bool
+    conv_resample: bool
+    num_head_channels: int
+    heads_first: bool
+
+    def residual(
+        self, channels: int, out_channels: int, resample: nn.Module | None = None
+    ) -> ResBlock:
+        """A residual block."""
+        return ResBlock(
+            channels,
+            out_channels,
+            self.embedding,
+            dropout=self.dropout,
+            scale_shift=self.scale_shift,
+            resample=resample,
+        )
+
+    def attention(self, channels: int, num_heads: int) -> AttentionBlock:
+        """An attention block; `num_heads` counts where the network fixes no width of a head."""
+        heads = head_count(channels, num_heads, self.num_head_channels)
+        return AttentionBlock(channels, heads, heads_first=self.heads_first)
+
+    def stage(
+        self, channels: int, out_channels: int, num_heads: int, *, attention: bool
+    ) -> BlockSequence:
+        """A residual block, with an attention block behind it if wanted."""
+        stage = BlockSequence(self.residual(channels, out_channels))
+        return stage.append(self.attention(out_channels, num_heads)) if attention else stage
+
+    def down(self, channels: int) -> nn.Module:
+        """A block that halves height and width."""
+        if self.resblock_updown:
+            return self.residual(channels, channels, Downsample(channels, conv=False))
+        return Downsample(channels, conv=self.conv_resample)
+
+    def up(self, channels: int) -> nn.Module:
+        """A block that doubles height and width."""
+        if self.resblock_updown:
+            return self.residual(channels, channels, Upsample(channels, conv=False))
+        return Upsample(channels, conv=self.conv_resample)

@@ -1,0 +1,139 @@
+"""Ancestral sampling of the discrete chain, written between two noise levels s > s'.
+
+With r = (s'/s)**2 the posterior mean is `lerp(denoised, x, r)`, its small variance s'**2 (1 - r), its
+large one (s**2 - s'**2) (1 + s'**2) / (1 + s**2): Ho et al. (2020), eq. 7, in these units.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from torch import Tensor
+
+from robustguide.guidance import Guided
+from robustguide.interfaces import Denoiser, Place
+from robustguide.samplers.base import Observation, Observe, RandnLike, Sampler, per_row
+
+
+class Variance(ABC):
+    """Variance of a transition, from its smallest and largest reasonable value."""
+
+    learned = False
+
+    @abstractmethod
+    def __call__(
+        self, small: float, large: float, floor: float, fraction: Tensor | None
+    ) -> float | Tensor:
+        """Variance in units of x at s'; `floor` stands in for a small or large variance of 0."""
+
+
+@dataclass(frozen=True)
+class Learned(Variance):
+    """Between small and large in log space, where the network says. Nichol and Dhariwal (2021), eq. 15."""
+
+    learned = True
+
+    def __call__(
+        self, small: float, large: float, floor: float, fraction: Tensor | None
+    ) -> float | Tensor:
+        """Per pixel."""
+        if fraction is None:
+            raise ValueError("The denoiser's prediction carries no fraction of the variance.")
+        low, high = math.log(max(small, floor)), math.log(large)
+        return (low + fraction * (high - low)).exp()
+
+
+@dataclass(frozen=True)
+class Small(Variance):
+    """Variance of the posterior; 0 in the last step, where guidance then does not move the mean."""
+
+    def __call__(
+        self, small: float, large: float, floor: float, fraction: Tensor | None
+    ) -> float | Tensor:
+        """A number."""
+        return small
+
+
+@dataclass(frozen=True)
+class Large(Variance):
+    """Variance of the forward step."""
+
+    def __call__(
+        self, small: float, large: float, floor: float, fraction: Tensor | None
+    ) -> float | Tensor:
+        """A number."""
+        return large if small > 0 else floor
+
+
+def posterior(sigma: float, sigma_next: float) -> tuple[float, float, float, float]:
+    """Share of x kept in the mean, small and large variance, and alpha_bar / alpha_bar_next."""
+    keep = (sigma_next / sigma) ** 2
+    ratio = (1 + sigma_next**2) / (1 + sigma**2)
+    return keep, sigma_next**2 * (1 - keep), (sigma**2 - sigma_next**2) * ratio, ratio
+
+
+def ancestral_step(
+    x: Tensor,
+    denoised: Tensor,
+    displacement: Tensor,
+    variance: float | Tensor,
+    sigma: float,
+    sigma_next: float,
+) -> Tensor:
+    """Mean of x at s'. Score terms move it by the variance: Dhariwal and Nichol (2021), Alg. 1."""
+    keep, _, _, ratio = posterior(sigma, sigma_next)
+    score = displacement / sigma**2
+    return denoised + keep * (x - denoised) + variance * score / math.sqrt(ratio)
+
+
+def last_variance(sigma_1: float, sigma_0: float) -> float:
+    """Stand-in for the variance of the last step, which has none: that of the step before, as x_t."""
+    return sigma_0**2 * (1 - (sigma_0 / sigma_1) ** 2) / (1 + sigma_0**2)
+
+
+@dataclass(frozen=True)
+class Ancestral(Sampler):
+    """DDPM's sampler, on any grid. Ho et al. (2020), Alg. 2; guided as ADM guides it.
+
+    Args:
+        variance: Rule for the variance of a transition.
+    """
+
+    variance: Variance = field(default_factory=Small)
+
+    def check(self, denoiser: Denoiser) -> None:
+        """Refuses a learned variance that is not there.
+
+        Raises:
+            ValueError: When the denoiser does not learn variances.
+        """
+        if self.variance.learned and not denoiser.learns_variance:
+            raise ValueError(
+                "The sampler asks for a learned variance, but this denoiser predicts none; use the "
+                "small or the large variance (robustguide.samplers.Small, robustguide.samplers.Large)."
+            )
+
+    def run(
+        self,
+        guided: Guided,
+        sigmas: tuple[float, ...],
+        x: Tensor,
+        y: Tensor,
+        randn_like: RandnLike,
+        observe: Observe,
+    ) -> Tensor:
+        """The loop."""
+        steps = len(sigmas) - 1
+        for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+            place = Place(index, steps, sigma)
+            prediction, displacement = guided.split(x, per_row(sigma, x), y, place)
+            observe(Observation(place, x, prediction.denoised))
+            _, small, large, _ = posterior(sigma, sigma_next)
+            floor = 0.0 if sigma_next > 0 or steps < 2 else last_variance(*sigmas[-3:-1])
+            variance = self.variance(small, large, floor, prediction.fraction)
+            mean = ancestral_step(
+                x, prediction.denoised, displacement, variance, sigma, sigma_next
+            )
+            x = mean if sigma_next == 0 else mean + variance**0.5 * randn_like(x)
+        return x

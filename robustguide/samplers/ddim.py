@@ -1,0 +1,54 @@
+"""DDIM between two noise levels s > s', with any amount of fresh noise.
+
+With r = (s'/s)**2 and direction (x - denoised) / s, a share eta of the posterior's noise is fresh:
+
+    up = eta s' sqrt(1 - r)      down = s' sqrt(1 - eta**2 (1 - r))
+    x' = denoised + down direction + up noise
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+from torch import Tensor
+
+from robustguide.guidance import Guided
+from robustguide.interfaces import Place
+from robustguide.samplers.base import Observation, Observe, RandnLike, Sampler, per_row
+
+
+@dataclass(frozen=True)
+class DDIM(Sampler):
+    """Song et al. (2021), eq. 12; all guidance moves the denoised image, as ADM's `condition_score`.
+
+    Args:
+        eta: 0 is deterministic, 1 has the posterior's variance.
+    """
+
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta must lie in [0, 1], got {self.eta}; 0 is deterministic.")
+
+    def run(
+        self,
+        guided: Guided,
+        sigmas: tuple[float, ...],
+        x: Tensor,
+        y: Tensor,
+        randn_like: RandnLike,
+        observe: Observe,
+    ) -> Tensor:
+        """The loop."""
+        for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+            place = Place(index, len(sigmas) - 1, sigma)
+            denoised = guided.predict(x, per_row(sigma, x), y, place).denoised
+            observe(Observation(place, x, denoised))
+            fresh = 1 - (sigma_next / sigma) ** 2
+            up = self.eta * sigma_next * math.sqrt(fresh)
+            down = sigma_next * math.sqrt(1 - self.eta**2 * fresh)
+            mean = denoised + down / sigma * (x - denoised)
+            x = mean + up * randn_like(x) if up > 0 else mean
+        return x

@@ -1,0 +1,56 @@
+"""Sampling in one call, for those who have networks and want images."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from robustguide.guidance import Guidance
+from robustguide.interfaces import Denoiser
+from robustguide.samplers.base import Sampler
+from robustguide.samplers.heun import Heun
+from robustguide.samplers.seeds import SeededNoise
+
+
+def sample(
+    denoiser: Denoiser,
+    guidance: Mapping[str, Guidance] | None = None,
+    *,
+    labels: Sequence[int],
+    seeds: Sequence[int] | None = None,
+    sampler: Sampler | None = None,
+    batch_size: int = 64,
+) -> Float[Tensor, "n c h w"]:
+    """Images in [-1, 1] of the given classes, on the device of the denoiser.
+
+    Args:
+        denoiser: Unguided denoiser.
+        guidance: Terms by name; their displacements add.
+        labels: Class of every image; `denoiser.num_classes` is the null label.
+        seeds: Seed of every image; 0, 1, 2... where not given. An image does not depend on the
+            others nor on `batch_size`.
+        sampler: How; `Heun()` where not given.
+        batch_size: Images at a time.
+
+    Raises:
+        ValueError: For a label outside the classes, or other numbers of labels and seeds.
+    """
+    sampler = sampler or Heun()
+    seeds = range(len(labels)) if seeds is None else seeds
+    highest = denoiser.num_classes if denoiser.has_null else denoiser.num_classes - 1
+    wrong = [label for label in labels if not 0 <= label <= highest]
+    if wrong or len(labels) != len(seeds):
+        raise ValueError(
+            f"Labels must lie in 0..{highest}, one for each of the {len(seeds)} seeds; got "
+            f"{len(labels)} labels{f' with {wrong[0]} among them' if wrong else ''}."
+        )
+    device = next((p.device for p in denoiser.parameters()), torch.device("cpu"))
+    images = []
+    for first in range(0, len(labels), batch_size):
+        rows = slice(first, first + batch_size)
+        noise = SeededNoise(seeds[rows])
+        y = torch.tensor(list(labels[rows]), device=device)
+        x = sampler.start(noise.draw(denoiser.shape, device))
+        images.append(sampler(denoiser, guidance, x, y, noise).float().clamp(-1, 1))
+    return torch.cat(images)
