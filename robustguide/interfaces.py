@@ -122,8 +122,3 @@ def to_pixels(images: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h w"]:
 def parameter_dtype(net: nn.Module, x: Tensor) -> torch.dtype:
     """Floating type that a network wants its input in; that of x where it has no parameters."""
     return next((p.dtype for p in net.parameters() if p.is_floating_point()), x.dtype)
-
-
-def parameter_dtype(net: nn.Module, x: Tensor) -> torch.dtype:
-    """Floating type that a network wants its input in; that of x where it has no parameters."""
-    return next((p.dtype for p in net.parameters() if p.is_floating_point()), x.dtype)

@@ -2,16 +2,15 @@
 
 import logging
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 from lightning import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import ArgsType, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from robustguide.callbacks import Export, NoiseCurves, Results
+from robustguide.callbacks import Export, NoiseCurves, Progress, Results
 
 
 class CommandLine(LightningCLI):
@@ -86,7 +85,6 @@ def run(args: ArgsType = None) -> LightningCLI:
     """
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).addFilter(lambda record: "Tip:" not in record.getMessage())
-    progress = RichProgressBar(leave=True) if sys.stdout.isatty() else TQDMProgressBar(50)
     return CommandLine(
         LightningModule,
         LightningDataModule,
@@ -96,7 +94,7 @@ def run(args: ArgsType = None) -> LightningCLI:
         trainer_defaults={
             "inference_mode": False,  # attacks and guidance take gradients in evaluation
             "use_distributed_sampler": False,  # the data modules divide by process themselves
-            "callbacks": [progress, NoiseCurves(), Export(), Results()],
+            "callbacks": [Progress(), NoiseCurves(), Export(), Results()],
         },
         save_config_kwargs={"overwrite": True},
         parser_kwargs={"prog": "robustguide"},

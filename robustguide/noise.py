@@ -9,6 +9,7 @@ Tables and grids are float64 on the host, so that no loop over noise levels wait
 """
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -151,6 +152,11 @@ def respaced(length: int, spacing: str) -> list[int]:
     Raises:
         ValueError: When the chain cannot be divided so.
     """
+    if not re.fullmatch(r"ddim\d+|\d+(\s*,\s*\d+)*", spacing):
+        raise ValueError(
+            f"Spacing {spacing!r} is not understood; give a number of levels such as '250', one for "
+            "each section such as '10,20,30', or a stride's such as 'ddim25'."
+        )
     if spacing.startswith("ddim"):
         return _strided(length, int(spacing.removeprefix("ddim")))
     counts = [int(count) for count in spacing.split(",")]

@@ -46,7 +46,11 @@ CLASSIFIERS = {
     "torchvision": OFF_THE_SHELF,
     "timm": spec(
         "robustguide.classifiers.OffTheShelf",
-        net=spec("timm.create_model", model_name="resnet10t", pretrained=False, num_classes=5),
+        net={
+            "class_path": "timm.create_model",
+            "init_args": {"model_name": "resnet10t", "pretrained": False},
+            "dict_kwargs": {"num_classes": 5},
+        },
         num_classes=5,
     ),
     "nested": spec(

@@ -38,7 +38,8 @@ def test_the_default_weight_of_the_loss_is_that_of_the_noise():
 
 
 def test_a_place_outside_of_a_sampler_knows_no_level():
-    assert Place() == (0, 1, None, False)
+    assert Place().sigma is None
+    assert not Place().corrector
 
 
 def test_a_network_is_fed_in_the_type_of_its_parameters():

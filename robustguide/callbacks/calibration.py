@@ -1,5 +1,6 @@
 """Accuracy and calibration by noise level, of classifiers and along sampling trajectories."""
 
+from functools import partial
 from typing import Any
 
 from lightning import LightningModule, Trainer
@@ -41,6 +42,8 @@ class NoiseCurves(Reporting):
                     metric.update(logits, outputs["y"], level)
 
     def _finish(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        if trainer.sanity_checking:
+            return
         assert self.clean is not None
         clean = self.clean.compute()
         attacked = self.attacked.compute() if self.attacked is not None else None
@@ -59,11 +62,15 @@ class NoiseCurves(Reporting):
         limits = {"accuracy_lower": lower.tolist(), "accuracy_upper": upper.tolist()}
         self.curve(trainer, stage, "classifier", levels, series | limits)
         chance = 1 / module.classifier.num_classes
-        figure = figures.curves(levels, series, ylabel="accuracy, ECE", chance=chance)
-        publish(trainer, f"{stage}/noise_curves", figure)
-        publish(trainer, f"{stage}/reliability", figures.reliability_diagrams(clean, levels))
-        if stage == "test" and trainer.is_global_zero:
-            print_table(levels, series)
+        publish(
+            trainer,
+            f"{stage}/noise_curves",
+            lambda: figures.curves(levels, series, ylabel="accuracy, ECE", chance=chance),
+        )
+        if stage == "test":
+            draw = partial(figures.reliability_diagrams, clean, levels)
+            publish(trainer, "test/reliability", draw)
+            print_table(trainer, levels, series)
 
     def on_validation_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
         """New sums."""
@@ -156,10 +163,11 @@ class TrajectoryCalibration(Reporting):
             module, "test", "integral_ece", float(found.integral_ece), n, bins=self.num_bins
         )
         self.curve(trainer, "test", "trajectory", module.levels, series)
-        figure = figures.curves(list(module.levels), series, ylabel="ECE, agreement with label")
-        publish(trainer, "test/trajectory", figure)
-        diagrams = figures.reliability_diagrams(found, list(module.levels))
-        publish(trainer, "test/trajectory_reliability", diagrams)
+        levels = list(module.levels)
+        draw = partial(figures.curves, levels, series, ylabel="ECE, agreement with label")
+        publish(trainer, "test/trajectory", draw)
+        draw = partial(figures.reliability_diagrams, found, levels)
+        publish(trainer, "test/trajectory_reliability", draw)
 
 
 def tolist(values: Tensor) -> list[float]:
@@ -167,8 +175,10 @@ def tolist(values: Tensor) -> list[float]:
     return [float(value) for value in values]
 
 
-def print_table(levels: list[float], series: dict[str, list[float]]) -> None:
-    """One row a noise level."""
+def print_table(trainer: Trainer, levels: list[float], series: dict[str, list[float]]) -> None:
+    """One row a noise level; one process prints."""
+    if not trainer.is_global_zero:
+        return
     table = Table("sigma", *series)
     for row, level in enumerate(levels):
         table.add_row(f"{level:g}", *(f"{values[row]:.3f}" for values in series.values()))

@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_info
 
 from robustguide.callbacks.reporting import run_folder
-from robustguide.checkpoints import export, portable
+from robustguide.checkpoints import export, verify
 
 
 class Export(Callback):
@@ -16,6 +16,12 @@ class Export(Callback):
     The role is the module's attribute, `classifier` or `denoiser`. With an EMA callback the weights
     are the average, and the file says so.
     """
+
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Refuses before training what could not be loaded after it."""
+        if not trainer.fast_dev_run:
+            role = role_of(module)
+            verify(getattr(module, role), specification_of(module, role))
 
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Writes the file; later than `on_train_end`, where EMA hands the average over."""
@@ -56,4 +62,4 @@ def specification_of(module: LightningModule, role: str) -> Any:
             f"The {role} was built in Python, so no configuration describes it; train through the "
             "command line, or call robustguide.checkpoints.export with a specification of your own."
         )
-    return portable(described)
+    return described

@@ -1,5 +1,6 @@
 """Frechet distance of generated images, at the end and of the predicted clean image on the way."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -97,6 +98,6 @@ class FrechetOfSamples(Reporting):
         distances = [level.distance for level in self.by_noise.compute()]
         series = {key: distances}
         self.curve(trainer, "test", "frechet", module.levels, series)
-        figure = figures.curves(list(module.levels), series, ylabel=key)
-        publish(trainer, "test/frechet_by_noise", figure)
+        draw = partial(figures.curves, list(module.levels), series, ylabel=key)
+        publish(trainer, "test/frechet_by_noise", draw)
         self.features.to("cpu")

@@ -1,13 +1,14 @@
 """What callbacks that measure something have in common."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
+from torchvision.io import ImageReadMode, decode_png, read_file
 
 from robustguide.report.figures import save
 
@@ -59,14 +60,18 @@ def run_folder(trainer: Trainer) -> Path:
     return Path(trainer.default_root_dir)
 
 
-def publish(trainer: Trainer, name: str, figure: Figure) -> None:
-    """Shows a figure on TensorBoard and writes it as PNG; one process does so."""
+def publish(trainer: Trainer, name: str, draw: Callable[[], Figure]) -> None:
+    """Draws a figure once, writes it as PNG and shows the same pixels on TensorBoard.
+
+    One process does so, and none in the sanity check before training.
+    """
     if not trainer.is_global_zero or trainer.sanity_checking:
         return
-    save(figure, run_folder(trainer) / f"{name.replace('/', '_')}.png")
+    path = save(draw(), run_folder(trainer) / f"{name.replace('/', '_')}.png")
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_figure(name, figure, trainer.global_step, close=False)
+            pixels = decode_png(read_file(str(path)), ImageReadMode.RGB)
+            logger.experiment.add_image(name, pixels, trainer.global_step)
 
 
 def plain(value: float) -> float | None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ class SampleGrid(Reporting):
         if not trainer.is_global_zero:
             return
         images = torch.cat(self.images)
-        publish(trainer, "test/samples", figures.image_grid(images, self.columns))
+        publish(trainer, "test/samples", partial(figures.image_grid, images, self.columns))
         pixels = {"pixels": to_pixels(images)}
         replace(run_folder(trainer) / "samples.safetensors", lambda part: save_file(pixels, part))
 

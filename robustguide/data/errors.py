@@ -5,7 +5,6 @@ class DataError(ValueError):
     """A sample, file or folder that cannot be used: which one, why, and the repair."""
 
     def plain(self) -> "DataError":
-        """The same error without the traceback that a worker process writes around its message."""
-        marker = f"{type(self).__name__}: "
-        message = str(self)
-        return DataError(message.rsplit(marker, 1)[-1].strip()) if marker in message else self
+        """Its like, without the traceback that a worker process puts into the message."""
+        message = str(self).rsplit(f"{type(self).__name__}: ", 1)[-1]
+        return DataError(message.strip())

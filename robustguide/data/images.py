@@ -5,10 +5,10 @@ image's place in its split, which seeds the noise that evaluation adds to it. Gr
 colour images alike come as Pillow images with values 0 to 255, so one path crops them all.
 """
 
+import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
@@ -171,11 +171,11 @@ def as_sample(
     return torch.from_numpy(np.ascontiguousarray(pixels / 127.5 - 1)), int(y), index
 
 
-def read_image(file: Path | IO[bytes], name: object) -> Image.Image:
+def read_image(file: Path | io.BytesIO, name: object) -> Image.Image:
     """Decodes an image completely, so that a cut file is noticed here.
 
     Args:
-        file: A path, or an open file.
+        file: A path, or the file itself.
         name: Names the image in the error.
 
     Raises:

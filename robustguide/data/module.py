@@ -4,9 +4,9 @@ from typing import Any
 
 from lightning import LightningDataModule
 
-from robustguide.data.batches import EvaluationLoader, Training, TrainingLoader
 from robustguide.data.crops import Augment
 from robustguide.data.images import ImageSource, Split
+from robustguide.data.loaders import EvaluationLoader, Training, TrainingLoader
 from robustguide.data.sources import Digits
 
 

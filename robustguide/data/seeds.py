@@ -13,8 +13,9 @@ from jaxtyping import Int
 from lightning import Trainer
 from torch import Tensor
 
-from robustguide.data.batches import LABELS, place, strided
+from robustguide.data.batches import LABELS, strided
 from robustguide.data.images import ImageSource, Split
+from robustguide.data.loaders import place
 from robustguide.data.module import Classes
 
 Seeds = tuple[Int[Tensor, " b"], Int[Tensor, " b"]]

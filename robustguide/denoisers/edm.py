@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustguide.denoisers.eps import image_shape
-from robustguide.interfaces import Denoiser, Prediction, parameter_dtype, parameter_dtype
+from robustguide.interfaces import Denoiser, Prediction, parameter_dtype
 from robustguide.noise import expand
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustguide.interfaces import Denoiser, Prediction, parameter_dtype, parameter_dtype
+from robustguide.interfaces import Denoiser, Prediction, parameter_dtype
 from robustguide.noise import DiscreteLevels, expand, vp_scale
 
 

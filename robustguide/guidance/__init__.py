@@ -1,7 +1,7 @@
 """Guidance: displacements of the denoised image, which add."""
 
 from robustguide.guidance.base import Branch, Evaluations, Guidance, Guided, Step
-from robustguide.guidance.classifier import ClassifierGuidance
+from robustguide.guidance.classifier import ClassifierGuidance, score
 from robustguide.guidance.combinators import Scaled, Within
 from robustguide.guidance.reference import ClassifierFree, Reference
 
@@ -16,4 +16,5 @@ __all__ = [
     "Scaled",
     "Step",
     "Within",
+    "score",
 ]

@@ -6,7 +6,7 @@ displacement = sigma**2 * grad_x log p(y | x, sigma)
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from robustguide.guidance.base import Guidance, Step
@@ -39,10 +39,22 @@ class ClassifierGuidance(Guidance):
     def forward(self, step: Step) -> Float[Tensor, "b c h w"]:
         """Squared noise level times the classifier's score; no graph is kept."""
         y = step.y if self.labels is None else self.labels[step.y]
-        with torch.enable_grad():
-            x = step.x.detach().requires_grad_()
-            logits = self.classifier(x, step.sigma)
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # not in half
-            log_p = logits.log_softmax(-1).gather(-1, y[:, None])
-            (score,) = torch.autograd.grad(log_p.sum(), x)
-        return expand(step.sigma**2, x) * score
+        return expand(step.sigma**2, step.x) * score(self.classifier, step.x, step.sigma, y)
+
+
+def score(
+    classifier: Classifier,
+    x: Float[Tensor, "b c h w"],
+    sigma: Float[Tensor, " b"],
+    y: Int[Tensor, " b"],
+) -> Float[Tensor, "b c h w"]:
+    """Gradient of `log p(y | x, sigma)` with respect to x, in its dtype.
+
+    Rows do not mix: the sum over the batch is differentiated, not the mean.
+    """
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        logits = classifier(x, sigma).float()
+        log_p = logits.log_softmax(-1).gather(-1, y[:, None])
+        (gradient,) = torch.autograd.grad(log_p.sum(), x)
+    return gradient

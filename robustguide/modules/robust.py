@@ -83,7 +83,8 @@ class RobustClassification(LightningModule):
             )
 
     def on_fit_start(self) -> None:
-        """States the threat model, with its units."""
+        """Takes a loaded network out of evaluation mode, and states the threat model."""
+        self.classifier.train()
         rank_zero_info(f"Training attack: {self.attack or 'none'}")
         rank_zero_info(f"Evaluation attack: {self.evaluation_attack or 'none'}")
 

@@ -18,6 +18,7 @@ from checkpoint_examples import (
     spec,
     trained,
 )
+from jsonargparse import ArgumentParser
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -181,8 +182,8 @@ def test_a_users_own_package_needs_trust(tmp_path, monkeypatch):
     ("change", "message"),
     [
         (lambda t: {f"{k}x" if k == "net.time_embed.0.bias" else k: v for k, v in t.items()},
-         r"net.time_embed.0.biasx: file \[64\], specification has none; "
-         r"net.time_embed.0.bias: file has none, specification \[64\]"),
+         r"net.time_embed.0.bias: file has none, specification \[64\]; "
+         r"net.time_embed.0.biasx: file \[64\], specification has none"),
         (lambda t: t | {"net.time_embed.0.bias": torch.zeros(3)},
          r"net.time_embed.0.bias: file \[3\], specification \[64\]\. It was written with"),
         (lambda t: {k: v for k, v in t.items() if "out." not in k}, r"; and \d+ more"),
@@ -244,3 +245,20 @@ def test_weights_need_no_description(tmp_path):
     given = spec("robustguide.nets.UNet")
     with pytest.raises(ValueError, match=r"weight: file \[2, 2\], module \[3, 2\]"):
         load_weights(nn.Linear(2, 3), str(tmp_path / "a.safetensors"), given)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # newer releases: instantiate
+@pytest.mark.parametrize("name", ["timed", "torchvision", "timm", "nested"])
+def test_the_parsers_configuration_is_a_specification(tmp_path, name):
+    """From YAML to a module, its checkpoint, and back through YAML."""
+    parser = ArgumentParser()
+    parser.add_argument("--classifier", type=Classifier)
+    config = parser.parse_object({"classifier": CLASSIFIERS[name]})
+    module = parser.instantiate_classes(config).classifier.eval()
+    path = str(tmp_path / "a.safetensors")
+    specification = config.classifier.as_dict()
+    said = {"class_names": NAMES, "shape": shape_of(specification), "weights": "raw"}
+    export(module, path, specification, **said)
+    loader = spec("robustguide.checkpoints.load_classifier", path=path)
+    loaded = parser.instantiate_classes(parser.parse_object({"classifier": loader})).classifier
+    assert torch.equal(loaded(*inputs(CLASSIFIERS[name])), module(*inputs(CLASSIFIERS[name])))

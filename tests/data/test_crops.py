@@ -19,10 +19,11 @@ def golden():
     return load_file(GOLDENS / "crops.safetensors")
 
 
-class Replay:
+class Replay(np.random.Generator):
     """Gives the recorded draws: size of the shorter side, row, column."""
 
     def __init__(self, draws):
+        super().__init__(np.random.PCG64())
         self.draws = iter(draws)
 
     def integers(self, *bounds, endpoint):

@@ -32,7 +32,7 @@ def test_augmentation_depends_on_seed_epoch_and_image_alone():
         for _ in range(2):
             batches = list(loader)
             x_0, _, index = (torch.cat(part) for part in zip(*batches, strict=True))
-            plain = torch.stack([split[i][0] for i in index])
+            plain = torch.stack([split[i][0] for i in index.tolist()])
             same = (x_0 == plain).flatten(1).all(1)
             flipped = (x_0 == plain.flip(-1)).flatten(1).all(1)
             assert (same | flipped).all()

@@ -2,8 +2,18 @@
 
 import pytest
 import torch
+from lightning import Trainer
 
 from robustguide.data import Balanced, Digits, Listed, Random, SeedData
+
+
+class Process(Trainer):
+    """One of several processes that evaluate."""
+
+    global_rank = world_size = 0  # in place of the trainer's properties
+
+    def __init__(self, rank, world):
+        self.global_rank, self.world_size = rank, world
 
 
 def pairs(data):
@@ -44,16 +54,10 @@ def test_listed_labels_repeat_and_are_checked():
 
 
 def test_processes_take_disjoint_numbers():
-    class Trainer:
-        world_size = 2
-
-        def __init__(self, rank):
-            self.global_rank = rank
-
     seen = {}
     for rank in range(2):
         data = SeedData(11, 10, first=5, batch_size=3)
-        data.trainer = Trainer(rank)
+        data.trainer = Process(rank, 2)
         mine = pairs(data)
         assert not seen.keys() & mine.keys() and len(data.test_dataloader()) == 2
         seen |= mine

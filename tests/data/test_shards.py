@@ -7,6 +7,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
+from lightning import Trainer
 
 from robustguide.data import (
     CropAndFlip,
@@ -36,8 +37,10 @@ class Small(ImageSource):
         return Rows(images, [i % 2 for i in range(len(images))], rows, "small", 2)
 
 
-class Process:
-    """What the data module asks a trainer that evaluates."""
+class Process(Trainer):
+    """One of several processes that evaluate."""
+
+    global_rank = world_size = 0  # in place of the trainer's properties
 
     def __init__(self, rank, world):
         self.global_rank, self.world_size = rank, world
@@ -75,6 +78,7 @@ def test_round_trip_and_manifest(shards):
 
 
 @pytest.mark.filterwarnings("ignore:num_workers is .* but a process has .* shards:UserWarning")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes:UserWarning")
 @pytest.mark.parametrize("num_workers, world", [(0, 1), (1, 1), (2, 1), (4, 1), (2, 2), (0, 5)])
 def test_evaluation_hands_out_each_sample_once(shards, num_workers, world):
     seen, lengths = [], set()
@@ -97,19 +101,19 @@ def test_workers_are_capped_and_told(shards):
         assert data.test_dataloader().num_workers == 4
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_training_has_its_steps_and_uses_all_images(shards, num_workers):
+@pytest.mark.parametrize("num_workers, count", [(0, 6), (2, 2)])
+def test_training_has_its_steps_and_uses_all_images(shards, num_workers, count):
     def passes(seed):
         options = {"batch_size": 8, "num_workers": num_workers, "buffer": 20}
         loader = ShardImages(str(shards), seed=seed, **options).train_dataloader()
         assert len(loader) == 7
-        return [[rows_of(x_0) for x_0, *_ in loader] for _ in range(6)]
+        return [[rows_of(x_0) for x_0, *_ in loader] for _ in range(count)]
 
     epochs = passes(0)
     assert all(len(epoch) == 7 and all(len(batch) == 8 for batch in epoch) for epoch in epochs)
     assert epochs[0] != epochs[1]
     rows = {row for epoch in epochs for batch in epoch for row in batch}
-    assert rows <= set(range(60)) and len(rows) >= 54
+    assert rows <= set(range(60)) and len(rows) >= {2: 40, 6: 54}[count]
     assert passes(0) == epochs != passes(1)
 
 
@@ -153,13 +157,13 @@ def copy(shards, folder):
     return folder / "test-000001.tar"
 
 
-@pytest.mark.parametrize("count", [7, 9])
-def test_count_that_differs_from_the_manifest(shards, tmp_path, count):
+@pytest.mark.parametrize("count, word", [(6, "more"), (8, "fewer")])
+def test_count_that_differs_from_the_manifest(shards, tmp_path, count, word):
     copy(shards, tmp_path)
     plain = json.loads((tmp_path / "manifest.json").read_text())
-    plain["shards"]["test"][3]["count"] = count - 1
+    plain["shards"]["test"][3]["count"] = count
     (tmp_path / "manifest.json").write_text(json.dumps(plain))
-    message = rf"test-000003.tar holds 7 samples, the manifest says {count - 1}"
+    message = rf"test-000003.tar holds {word} samples than the {count} in the manifest"
     with pytest.raises(DataError, match=message):
         list(ShardImages(str(tmp_path), eval_batch_size=5).test_dataloader())
 
@@ -180,10 +184,11 @@ def test_bad_samples_are_named(shards, tmp_path, entry, message, num_workers):
     with tarfile.open(path) as tar:
         png = tar.extractfile(next(name for name in tar.getnames() if name.endswith("png"))).read()
     with tarfile.open(path, "w") as tar:
-        for suffix, value in entry.items():
-            file = tmp_path / "value"
-            file.write_bytes(png if value is None else value)
-            tar.add(file, f"7.{suffix}")
+        file, good = tmp_path / "value", {"png": png, "cls": b"0"}
+        for key in range(7, 15):
+            for suffix, value in (entry if key == 7 else good).items():
+                file.write_bytes(png if value is None else value)
+                tar.add(file, f"{key}.{suffix}")
     data = ShardImages(str(tmp_path), eval_batch_size=10, num_workers=num_workers)
     with pytest.raises(DataError, match=message) as error:
         list(data.test_dataloader())
@@ -201,7 +206,7 @@ def test_missing_shard_and_bad_manifest(shards, tmp_path):
 
 def test_cut_shard_is_named(shards, tmp_path):
     path = copy(shards, tmp_path)
-    path.write_bytes(path.read_bytes()[:1300])
+    path.write_bytes(path.read_bytes()[:800])
     with pytest.raises(DataError, match=r"Cannot read the shard .*test-000001.tar: .* Make it"):
         list(ShardImages(str(tmp_path), eval_batch_size=10).test_dataloader())
 

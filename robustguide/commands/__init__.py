@@ -1,0 +1,1 @@
+"""Commands that need no trainer: one file each, whose `run` reads its own arguments."""
