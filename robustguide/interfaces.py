@@ -60,7 +60,7 @@ class Denoiser(nn.Module):
         return sigma
 
     def loss_weight(self, sigma: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """Weight of the squared error of `denoised` in training; `1 / sigma**2` is the eps loss."""
+        """Weight of the squared error of `denoised` in training; that of eps is 1 / sigma**2."""
         return sigma**-2
 
     def null(self, y: Int[Tensor, " b"]) -> Int[Tensor, " b"]:

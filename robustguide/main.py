@@ -2,30 +2,97 @@
 
 import logging
 import os
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from jsonargparse import set_parsing_settings
 from lightning import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.cli import ArgsType, LightningCLI
+from lightning.pytorch.callbacks import Callback, Checkpoint, WeightAveraging
+from lightning.pytorch.cli import (
+    ArgsType,
+    LightningArgumentParser,
+    LightningCLI,
+    SaveConfigCallback,
+)
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from robustguide.callbacks import Export, NoiseCurves, Progress, Results
+from robustguide.complaints import explain, innermost
+from robustguide.files import whole
+from robustguide.samplers import Sampler
+
+
+class Parser(LightningArgumentParser):
+    """A parser that takes no shortened names, and complains in few words."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False} | kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Prints what is wrong and exits with code 2."""
+        if not self.exit_on_error:  # an outer parser will add where it is
+            super().error(message, ex)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        options = [action.dest for action in parser._actions]
+        command = parser.prog.replace(" [options]", "")
+        print(f"{command}: {explain(message, options)}", file=sys.stderr)
+        print(f"(`{command} --help` lists the options)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the resolved configuration into the run folder, whatever the logger."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Writes the file; one process does so."""
+        with whole(Path(trainer.default_root_dir) / self.config_filename) as part:
+            part.write_text(self.parser.dump(self.config, skip_none=False))
 
 
 class CommandLine(LightningCLI):
     """LightningCLI with a run folder: everything of a run lies in `trainer.default_root_dir`."""
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Commands, and arguments that the command line does not give."""
+        commands = LightningCLI.subcommands()
+        commands["predict"].add("return_predictions")
+        return commands
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Without the warning about arguments that were given twice: ours were only passed on."""
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """The configuration is what was asked for, not what a checkpoint was trained with."""
+
+    def instantiate_classes(self) -> None:
+        """Builds everything.
+
+        Raises:
+            ValueError: What was raised inside, without the parser's copy of the configuration.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise innermost(error) from None
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Gives the trainer a TensorBoard logger in the run folder, and puts EMA last."""
+        """Gives the trainer a TensorBoard logger in the run folder, and orders the callbacks."""
         config = self._get(self.config_init, "trainer")
         root = config["default_root_dir"] = config["default_root_dir"] or "runs/default"
         if config["logger"] in (None, True):
             # a fixed version: a run that is requeued continues its curves
             kwargs["logger"] = TensorBoardLogger(root, name="", version="")
         trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks.sort(key=lambda callback: isinstance(callback, WeightAveraging))
+        trainer.callbacks.sort(key=turn)
         return trainer
+
+    def predict(self, **kwargs: Any) -> None:
+        """Keeps no images in memory, which callbacks have written."""
+        self.trainer.predict(**kwargs, return_predictions=False)
 
     def before_fit(self) -> None:
         """See `claim`."""
@@ -36,6 +103,14 @@ class CommandLine(LightningCLI):
         refuse_requeued(Path(self.trainer.default_root_dir))
 
     before_test = before_predict = before_validate
+
+
+def turn(callback: Callback) -> int:
+    """What measures comes before EMA, which puts raw weights back; what saves comes after it.
+
+    A checkpoint saved before EMA has averaged a step would lack that step for ever.
+    """
+    return isinstance(callback, WeightAveraging) + 2 * isinstance(callback, Checkpoint)
 
 
 def refuse_requeued(root: Path) -> None:
@@ -83,20 +158,27 @@ def run(args: ArgsType = None) -> LightningCLI:
     Args:
         args: Words after `robustguide`, subcommand first.
     """
+    set_parsing_settings(subclasses_enabled=[Sampler])  # frozen dataclasses are final otherwise
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).addFilter(lambda record: "Tip:" not in record.getMessage())
-    return CommandLine(
-        LightningModule,
-        LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        seed_everything_default=0,
-        trainer_defaults={
-            "inference_mode": False,  # attacks and guidance take gradients in evaluation
-            "use_distributed_sampler": False,  # the data modules divide by process themselves
-            "callbacks": [Progress(), NoiseCurves(), Export(), Results()],
-        },
-        save_config_kwargs={"overwrite": True},
-        parser_kwargs={"prog": "robustguide"},
-        args=args,
-    )
+    try:
+        return CommandLine(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,  # the modules have optimizers of their own
+            trainer_defaults={
+                "inference_mode": False,  # attacks and guidance take gradients in evaluation
+                "use_distributed_sampler": False,  # the data modules divide by process themselves
+                "callbacks": [Progress(), NoiseCurves(), Export(), Results()],
+            },
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            parser_class=Parser,
+            parser_kwargs={"prog": "robustguide"},
+            args=args,
+        )
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error

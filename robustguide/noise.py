@@ -3,7 +3,8 @@
 Outside `nets/` a noisy image is `x = x_0 + sigma * eps`, with images in [-1, 1]. The discrete
 variance-preserving chain of Ho et al. (2020) is a change of units:
 
-    alpha_bar = 1 / (1 + sigma**2)      x_t = x / sqrt(1 + sigma**2)      1 - alpha_bar = sigma**2 * alpha_bar
+    alpha_bar = 1 / (1 + sigma**2)                1 - alpha_bar = sigma**2 * alpha_bar
+    x_t = x / sqrt(1 + sigma**2)
 
 Tables and grids are float64 on the host, so that no loop over noise levels waits for a device.
 """
@@ -11,7 +12,7 @@ Tables and grids are float64 on the host, so that no loop over noise levels wait
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -38,7 +39,7 @@ def sigma_of(alpha_bar: float) -> float:
 
 
 def vp_scale(sigma: Tensor) -> Tensor:
-    """`sqrt(1 + sigma**2)`: divides x to give x_t, multiplies a radius in x_t units to give ours."""
+    """`sqrt(1 + sigma**2)`: divides x to give x_t, multiplies a radius of x_t to give ours."""
     return (1 + sigma**2).sqrt()
 
 
@@ -81,17 +82,17 @@ class DiscreteLevels:
             )
         self.betas = table
         self.interpolated = interpolated
-        self._tables: dict[torch.device, Tensor] = {}
+        self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     @cached_property
     def alpha_bars(self) -> NDArray[np.float64]:
         """Cumulative products, float64 (T,)."""
-        return np.cumprod(1 - self.betas)
+        return np.cumprod(1 - self.betas, dtype=np.float64)
 
     @cached_property
     def sigmas(self) -> NDArray[np.float64]:
         """Noise levels, ascending, float64 (T,)."""
-        return np.sqrt((1 - self.alpha_bars) / self.alpha_bars)
+        return np.sqrt((1 - self.alpha_bars) / self.alpha_bars, dtype=np.float64)
 
     def __len__(self) -> int:
         return len(self.betas)
@@ -104,7 +105,7 @@ class DiscreteLevels:
 
     def t(self, sigma: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """Index into the table, as float32; clamped to its ends, so that sigma 0 is t 0."""
-        table = self.log_sigmas(sigma.device)
+        _, table = self.tables(sigma.device)
         log_sigma = sigma.to(table.dtype).log().clamp(table[0], table[-1])
         above = torch.searchsorted(table, log_sigma).clamp(1, len(table) - 1)
         low, high = table[above - 1], table[above]
@@ -113,11 +114,12 @@ class DiscreteLevels:
             fraction = (fraction > 0.5).to(fraction)
         return (above - 1 + fraction).float()
 
-    def log_sigmas(self, device: torch.device) -> Tensor:
-        """Log levels on a device, copied there once; float32 where there is no float64."""
+    def tables(self, device: torch.device) -> tuple[Float[Tensor, " t"], Float[Tensor, " t"]]:
+        """Levels and log levels on a device, copied there once; see `finest`."""
         if device not in self._tables:
-            self._tables[device] = torch.tensor(
-                np.log(self.sigmas).tolist(), dtype=finest(device), device=device
+            self._tables[device] = (
+                torch.tensor(self.sigmas.tolist(), dtype=finest(device), device=device),
+                torch.tensor(np.log(self.sigmas).tolist(), dtype=finest(device), device=device),
             )
         return self._tables[device]
 
@@ -154,8 +156,8 @@ def respaced(length: int, spacing: str) -> list[int]:
     """
     if not re.fullmatch(r"ddim\d+|\d+(\s*,\s*\d+)*", spacing):
         raise ValueError(
-            f"Spacing {spacing!r} is not understood; give a number of levels such as '250', one for "
-            "each section such as '10,20,30', or a stride's such as 'ddim25'."
+            f"Spacing {spacing!r} is not understood; give a number of levels such as '250', one "
+            "for each section such as '10,20,30', or a stride's such as 'ddim25'."
         )
     if spacing.startswith("ddim"):
         return _strided(length, int(spacing.removeprefix("ddim")))
@@ -166,7 +168,8 @@ def respaced(length: int, spacing: str) -> list[int]:
         width = size + (section < extra)
         if not 1 <= count <= width or (count == 1 and width > 1 and len(counts) == 1):
             raise ValueError(
-                f"Spacing {spacing!r} asks for {count} of {width} levels; give between 2 and {width}."
+                f"Spacing {spacing!r} asks for {count} of {width} levels; give between 2 and "
+                f"{width}."
             )
         stride = (width - 1) / (count - 1) if count > 1 else 1.0
         chosen += [start + round(stride * index) for index in range(count)]
@@ -179,8 +182,8 @@ def _strided(length: int, count: int) -> list[int]:
         if len(range(0, length, stride)) == count:
             return list(range(0, length, stride))
     raise ValueError(
-        f"No integer stride visits {count} of {length} levels; 'ddim' spacings need a count such as "
-        f"25, 50 or 100 of 1000."
+        f"No integer stride visits {count} of {length} levels; 'ddim' spacings need a count such "
+        "as 25, 50 or 100 of 1000."
     )
 
 
@@ -192,8 +195,8 @@ class Grid(ABC):
         """Levels in descending order; the last is 0."""
 
     @abstractmethod
-    def start(self, noise: Float[Tensor, " b *axes"]) -> Float[Tensor, " b *axes"]:
-        """Turns unit noise into the first state."""
+    def start(self, noise: Float[Tensor, " b *axes"], sigma: float) -> Float[Tensor, " b *axes"]:
+        """Turns unit noise into the first state, at the first level as the denoiser knows it."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +207,10 @@ class RhoGrid(Grid):
         steps: Number of steps; 0 is appended after them.
         sigma_min: Last level before 0.
         sigma_max: First level.
-        rho: 7 spends more steps at low noise; 1 is linear in sigma.
+        rho: Positive; 7 spends more steps at low noise, 1 is linear in sigma.
+
+    Raises:
+        ValueError: For other numbers.
     """
 
     steps: int = 18
@@ -217,6 +223,8 @@ class RhoGrid(Grid):
             raise ValueError(
                 f"RhoGrid needs at least 2 steps and 0 < sigma_min < sigma_max, got {self}."
             )
+        if not 0 < self.rho < math.inf:
+            raise ValueError(f"rho must be a positive number, got {self.rho}; 7 is usual.")
 
     def sigmas(self) -> tuple[float, ...]:
         """Levels in descending order; the last is 0."""
@@ -224,9 +232,9 @@ class RhoGrid(Grid):
         ramp = [high + i / (self.steps - 1) * (low - high) for i in range(self.steps)]
         return (*(root**self.rho for root in ramp), 0.0)
 
-    def start(self, noise: Tensor) -> Tensor:
-        """`sigma_max` times unit noise, as EDM starts."""
-        return noise * self.sigmas()[0]
+    def start(self, noise: Tensor, sigma: float) -> Tensor:
+        """`sigma` times unit noise, as EDM starts."""
+        return noise * sigma
 
 
 @dataclass(frozen=True)
@@ -253,9 +261,9 @@ class ChainGrid(Grid):
         """Levels in descending order; the last is 0."""
         return (*self.levels.sigmas[self.indices()[::-1]].tolist(), 0.0)
 
-    def start(self, noise: Tensor) -> Tensor:
+    def start(self, noise: Tensor, sigma: float) -> Tensor:
         """`sqrt(1 + sigma**2)` times unit noise: x_T is unit noise, as the chain starts."""
-        return noise * math.sqrt(1 + self.sigmas()[0] ** 2)
+        return noise * math.sqrt(1 + sigma**2)
 
 
 class NoiseDistribution(ABC):
@@ -285,8 +293,8 @@ class UniformT(NoiseDistribution):
 
     def quantile(self, u: Tensor) -> Tensor:
         """Level of the index `floor(u T)`."""
-        table = self.levels.log_sigmas(u.device)
-        return table[(u * len(self.levels)).long()].exp()
+        table, _ = self.levels.tables(u.device)
+        return table[(u * len(self.levels)).long()]
 
 
 class LogNormal(NoiseDistribution):
@@ -304,16 +312,17 @@ class LogNormal(NoiseDistribution):
 
     def quantile(self, u: Tensor) -> Tensor:
         """Exponential of the normal quantile."""
-        return (self.mean + self.std * torch.special.ndtri(u)).exp()
+        normal: Tensor = torch.special.ndtri(u)
+        return (self.mean + self.std * normal).exp()
 
 
 class Clipped(NoiseDistribution):
-    """Another distribution, conditioned on a range of noise (no mass piles up at its ends).
+    """Another distribution, conditioned on [sigma_min, sigma_max] (no mass piles up at its ends).
 
     Args:
         distribution: The distribution to cut.
-        sigma_min: Lower end of the range.
-        sigma_max: Upper end of the range.
+        sigma_min: Lower end of the range, included: a level of a chain that lies there is drawn.
+        sigma_max: Upper end of the range, included as well.
 
     Raises:
         ValueError: When the distribution has no mass in the range.
@@ -323,20 +332,22 @@ class Clipped(NoiseDistribution):
         self, distribution: NoiseDistribution, sigma_min: float = 0.0, sigma_max: float = math.inf
     ) -> None:
         self.distribution = distribution
-        self.low, self.high = self._share_below(sigma_min), self._share_below(sigma_max)
-        if not self.low < self.high:
+        _, self.low = self._bracket(lambda sigma: sigma < sigma_min)
+        self.high, _ = self._bracket(lambda sigma: sigma <= sigma_max)
+        if not (sigma_min <= sigma_max and self.low < self.high):
             raise ValueError(
-                f"No noise level lies in [{sigma_min}, {sigma_max}]; widen the range that is clipped to."
+                f"No noise level lies in [{sigma_min}, {sigma_max}]; widen the range that is "
+                "clipped to."
             )
 
-    def _share_below(self, sigma: float) -> float:
-        """Inverts the quantile function by bisection."""
+    def _bracket(self, is_below: Callable[[float], bool]) -> tuple[float, float]:
+        """Last share whose quantile is below an end, first one above; found by bisection."""
         low, high = 0.0, 1.0
         for _ in range(50):
             middle = torch.tensor([(low + high) / 2], dtype=torch.float64, device="cpu")
-            below = self.distribution.quantile(middle).item() < sigma
+            below = is_below(self.distribution.quantile(middle).item())
             low, high = (middle.item(), high) if below else (low, middle.item())
-        return (low + high) / 2
+        return low, high
 
     def quantile(self, u: Tensor) -> Tensor:
         """Quantile of the part that is left."""

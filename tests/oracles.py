@@ -162,8 +162,8 @@ class ListedGrid(Grid):
     def sigmas(self):
         return self.levels
 
-    def start(self, noise):
-        return noise * self.levels[0]
+    def start(self, noise, sigma):
+        return noise * sigma
 
 
 def no_noise(x):

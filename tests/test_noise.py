@@ -186,21 +186,35 @@ def test_rho_grid_agrees_with_an_independent_one(name, grid):
 
 
 @pytest.mark.parametrize(
-    "bad", [{"steps": 1}, {"sigma_min": 0.0}, {"sigma_max": 0.001}, {"sigma_max": math.inf}]
+    "bad",
+    [
+        {"steps": 1},
+        {"sigma_min": 0.0},
+        {"sigma_min": math.nan},
+        {"sigma_max": 0.001},
+        {"sigma_max": math.inf},
+        {"sigma_max": math.nan},
+    ],
 )
 def test_an_impossible_rho_grid_is_refused(bad):
     with pytest.raises(ValueError, match="0 < sigma_min < sigma_max"):
         RhoGrid(**bad)
 
 
+@pytest.mark.parametrize("rho", [0.0, -7.0, math.nan, math.inf])
+def test_an_impossible_rho_is_refused(rho):
+    with pytest.raises(ValueError, match="rho must be a positive number"):
+        RhoGrid(rho=rho)
+
+
 def test_each_family_starts_from_its_own_noise():
     noise = torch.tensor([[1.0, -2.0]], dtype=torch.float64)
-    assert_close(RhoGrid(18).start(noise), 80 * noise)
+    assert_close(RhoGrid(18).start(noise, 80.2), 80.2 * noise)
     for spacing, t in ((None, 999), ("250", 999), ("ddim25", 960)):
         grid = ChainGrid(linear_levels(), spacing)
         sigma = linear_levels().sigmas[t]
         assert grid.sigmas()[0] == sigma
-        started = grid.start(noise)
+        started = grid.start(noise, sigma)
         assert_close(started, math.sqrt(1 + sigma**2) * noise, rtol=1e-14, atol=0)
         assert_close(started / vp_scale(torch.tensor(sigma)), noise)  # x_T is unit noise
 
@@ -276,6 +290,17 @@ def test_clipped_uniform_t_keeps_the_levels_in_range_equally_likely():
     assert_close(t, torch.arange(30.0, 70.0).repeat_interleave(10), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(("first", "last"), [(0, 0), (0, 99), (30, 69), (7, 7), (98, 99)])
+def test_both_ends_of_the_range_are_included(first, last):
+    levels = linear_levels(100)
+    clipped = Clipped(UniformT(levels), *levels.sigmas[[first, last]].tolist())
+    u = torch.tensor([2**-25, *torch.linspace(0.001, 0.999, 999), 1 - 2**-24])
+    t = levels.t(clipped.quantile(u))
+    assert_close(t.unique(), torch.arange(first, last + 1.0), rtol=0, atol=0)
+    inside = Clipped(UniformT(levels), levels.sigmas[30] * (1 + 1e-9), levels.sigmas[69] * 0.999)
+    assert levels.t(inside.quantile(u)).unique().tolist() == list(range(31, 69))
+
+
 @pytest.mark.parametrize("distribution", [UniformT(linear_levels()), LogNormal()])
 def test_the_last_drawable_number_is_still_a_level(distribution):
     """High noise alone: shares of the whole lie so near 1 that float32 would round them to 1."""
@@ -289,8 +314,18 @@ def test_the_last_drawable_number_is_still_a_level(distribution):
 def test_a_range_without_noise_is_refused():
     with pytest.raises(ValueError, match="No noise level lies in"):
         Clipped(UniformT(linear_levels()), 1e5, 1e6)
-    with pytest.raises(ValueError, match="std > 0"):
-        LogNormal(std=0.0)
+    for low, high in ((1.0, 1.0), (2.0, 1.0), (math.nan, 1.0), (0.0, math.nan)):
+        with pytest.raises(ValueError, match="No noise level lies in"):
+            Clipped(LogNormal(), low, high)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"std": 0.0}, {"std": math.nan}, {"std": math.inf}, {"mean": math.nan}, {"mean": math.inf}],
+)
+def test_an_impossible_log_normal_is_refused(bad):
+    with pytest.raises(ValueError, match="finite mean and std > 0"):
+        LogNormal(**bad)
 
 
 def test_noise_is_drawn_from_the_generator_alone():

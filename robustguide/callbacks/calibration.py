@@ -28,7 +28,9 @@ class NoiseCurves(Reporting):
         self.clean: CalibrationByNoise | None = None
         self.attacked: CalibrationByNoise | None = None
 
-    def _start(self, module: LightningModule) -> None:
+    def _start(self, module: Any) -> None:
+        if not hasattr(module, "evaluation_attack"):
+            return  # this callback belongs to every run, and other modules have no such levels
         levels, attacked = len(module.levels), module.evaluation_attack is not None
         self.clean = CalibrationByNoise(levels, self.num_bins).to(module.device)
         self.attacked = (
@@ -36,15 +38,16 @@ class NoiseCurves(Reporting):
         )
 
     def _add(self, outputs: dict[str, Any]) -> None:
+        if self.clean is None:
+            return
         for metric, name in ((self.clean, "clean"), (self.attacked, "attacked")):
             if metric is not None:
                 for level, logits in enumerate(outputs[name]):
                     metric.update(logits, outputs["y"], level)
 
-    def _finish(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        if trainer.sanity_checking:
+    def _finish(self, trainer: Trainer, module: Any, stage: str) -> None:
+        if self.clean is None or trainer.sanity_checking:
             return
-        assert self.clean is not None
         clean = self.clean.compute()
         attacked = self.attacked.compute() if self.attacked is not None else None
         n, levels = int(clean.count[0]), list(module.levels)
@@ -105,7 +108,7 @@ class NoiseCurves(Reporting):
         self._add(outputs)
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Logs; here and not later, while an EMA callback behind this one still shows its weights."""
+        """Logs; here and not later, while an EMA callback behind this one shows its weights."""
         self._finish(trainer, module, "val")
 
     def on_test_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -137,7 +140,9 @@ class TrajectoryCalibration(Reporting):
             raise ValueError(
                 "TrajectoryCalibration needs a classifier that reads along; set model.observer."
             )
-        self.metric = CalibrationByNoise(len(module.levels), self.num_bins).to(module.device)
+        generation: Any = module
+        levels = len(generation.levels)
+        self.metric = CalibrationByNoise(levels, self.num_bins).to(module.device)
 
     def on_test_batch_end(
         self,
@@ -162,8 +167,9 @@ class TrajectoryCalibration(Reporting):
         self.measured(
             module, "test", "integral_ece", float(found.integral_ece), n, bins=self.num_bins
         )
-        self.curve(trainer, "test", "trajectory", module.levels, series)
-        levels = list(module.levels)
+        generation: Any = module
+        levels = list(generation.levels)
+        self.curve(trainer, "test", "trajectory", levels, series)
         draw = partial(figures.curves, levels, series, ylabel="ECE, agreement with label")
         publish(trainer, "test/trajectory", draw)
         draw = partial(figures.reliability_diagrams, found, levels)

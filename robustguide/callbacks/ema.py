@@ -1,17 +1,19 @@
 """Moving average of weights."""
 
+from typing import Any
+
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from robustguide.callbacks.reporting import Reporting
+from robustguide.callbacks.reporting import Reporting, callbacks_of
 
 
 class EMA(WeightAveraging):
     """Exponential moving average, which validation, checkpoints and exports use.
 
     In a trainer checkpoint `state_dict` is the average and `current_model_state` the raw weights;
-    a resumed run continues both. Buffers are copied, not averaged: an average of counters is nonsense.
+    a resumed run continues both. Buffers are copied: an average of counters is nonsense.
 
     Args:
         decay: Share of the average that stays at every optimizer step, in [0, 1).
@@ -20,7 +22,8 @@ class EMA(WeightAveraging):
     def __init__(self, decay: float = 0.9999) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"decay must lie in [0, 1), got {decay}; 0.9999 is usual.")
-        super().__init__(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        average: Any = get_ema_multi_avg_fn  # not annotated by torch
+        super().__init__(use_buffers=False, multi_avg_fn=average(decay))
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Checks that callbacks which measure come first.
@@ -29,10 +32,10 @@ class EMA(WeightAveraging):
             ValueError: When one comes later: it would see raw weights, because this callback puts
                 them back at the end of a validation epoch.
         """
-        callbacks = list(trainer.callbacks)
+        callbacks = callbacks_of(trainer)
         late = [c for c in callbacks[callbacks.index(self) :] if isinstance(c, Reporting)]
         if late:
             raise ValueError(
-                f"{type(late[0]).__name__} stands behind EMA in trainer.callbacks and would measure "
-                "the raw weights; list EMA last."
+                f"{type(late[0]).__name__} stands behind EMA in trainer.callbacks and would "
+                "measure the raw weights; list EMA last."
             )

@@ -6,30 +6,30 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_info
 
-from robustguide.callbacks.reporting import run_folder
+from robustguide.callbacks.reporting import callbacks_of, run_folder
 from robustguide.checkpoints import export, verify
 
 
 class Export(Callback):
     """Writes the trained classifier or denoiser into the run folder, as `<role>.safetensors`.
 
-    The role is the module's attribute, `classifier` or `denoiser`. With an EMA callback the weights
-    are the average, and the file says so.
+    The role is the module's attribute, `classifier` or `denoiser`. With an EMA callback the
+    weights are the average, and the file says so.
     """
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Refuses before training what could not be loaded after it."""
-        if not trainer.fast_dev_run:
+        if not getattr(trainer, "fast_dev_run", False):
             role = role_of(module)
             verify(getattr(module, role), specification_of(module, role))
 
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Writes the file; later than `on_train_end`, where EMA hands the average over."""
-        if not trainer.is_global_zero or trainer.fast_dev_run:
+        if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return
         role = role_of(module)
-        averaged = any(isinstance(c, WeightAveraging) for c in trainer.callbacks)
-        data = trainer.datamodule
+        averaged = any(isinstance(c, WeightAveraging) for c in callbacks_of(trainer))
+        data: Any = getattr(trainer, "datamodule", None)
         path = run_folder(trainer) / f"{role}.safetensors"
         export(
             getattr(module, role),
@@ -60,6 +60,6 @@ def specification_of(module: LightningModule, role: str) -> Any:
     if not isinstance(described, dict):
         raise ValueError(
             f"The {role} was built in Python, so no configuration describes it; train through the "
-            "command line, or call robustguide.checkpoints.export with a specification of your own."
+            "command line, or call robustguide.checkpoints.export with your own specification."
         )
     return described

@@ -43,7 +43,9 @@ class FrechetOfSamples(Reporting):
         identity = self.features.identity
         reference = self._moments(trainer, module.device, identity)
         self.final = FrechetDistance(reference, identity).to(module.device)
-        self.by_noise = FrechetByNoise(reference, identity, len(module.levels)).to(module.device)
+        generation: Any = module
+        levels = len(generation.levels)
+        self.by_noise = FrechetByNoise(reference, identity, levels).to(module.device)
 
     def _moments(self, trainer: Trainer, device: torch.device, identity: str) -> Moments:
         if self.reference is not None:
@@ -97,7 +99,9 @@ class FrechetOfSamples(Reporting):
         )
         distances = [level.distance for level in self.by_noise.compute()]
         series = {key: distances}
-        self.curve(trainer, "test", "frechet", module.levels, series)
-        draw = partial(figures.curves, list(module.levels), series, ylabel=key)
+        generation: Any = module
+        levels = list(generation.levels)
+        self.curve(trainer, "test", "frechet", levels, series)
+        draw = partial(figures.curves, levels, series, ylabel=key)
         publish(trainer, "test/frechet_by_noise", draw)
         self.features.to("cpu")

@@ -13,9 +13,9 @@ import torch
 import yaml
 from lightning import Callback, LightningModule, Trainer
 
-from robustguide.callbacks.reporting import Reporting, run_folder
-from robustguide.callbacks.samples import replace
+from robustguide.callbacks.reporting import Reporting, callbacks_of, run_folder
 from robustguide.checkpoints import sha256_of
+from robustguide.files import whole
 
 PACKAGES = ("robustguide", "torch", "torchvision", "lightning", "torchmetrics", "numpy")
 
@@ -46,7 +46,7 @@ class Results(Callback):
     def _write(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         if not trainer.is_global_zero:
             return
-        reports = [c for c in trainer.callbacks if isinstance(c, Reporting)]
+        reports = [c for c in callbacks_of(trainer) if isinstance(c, Reporting)]
         results = {
             "run": provenance(trainer, stage),
             "metrics": {
@@ -55,17 +55,17 @@ class Results(Callback):
             "curves": {name: curve for report in reports for name, curve in report.curves.items()},
             "cost": self._cost(trainer, module),
         }
-        path = run_folder(trainer) / "results.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace(path, lambda part: part.write_text(json.dumps(results, indent=1)))
+        with whole(run_folder(trainer) / "results.json") as part:
+            part.write_text(json.dumps(results, indent=1))
 
     def _cost(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         cost: dict[str, Any] = {"seconds": round(time.perf_counter() - self.started, 3)}
         cost["steps"] = trainer.global_step
         if torch.cuda.is_available():
             cost["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
-        if hasattr(module, "evaluated"):
-            rows = asdict(module.evaluated)
+        evaluated: Any = getattr(module, "evaluated", None)
+        if evaluated is not None:
+            rows = asdict(evaluated)
             images = max(rows.pop("images"), 1)
             cost |= {f"{name}_evaluations": count / images for name, count in rows.items()}
         return cost

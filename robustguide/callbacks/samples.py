@@ -1,9 +1,7 @@
 """Generated images: judged, shown and written."""
 
 import json
-import os
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ from torch import Tensor
 from torchvision.io import encode_png
 
 from robustguide.callbacks.reporting import Reporting, publish, run_folder
+from robustguide.files import whole
 from robustguide.interfaces import Classifier, to_pixels
 from robustguide.metrics import CalibrationByNoise
 from robustguide.report import figures
@@ -105,7 +104,8 @@ class SampleGrid(Reporting):
         images = torch.cat(self.images)
         publish(trainer, "test/samples", partial(figures.image_grid, images, self.columns))
         pixels = {"pixels": to_pixels(images)}
-        replace(run_folder(trainer) / "samples.safetensors", lambda part: save_file(pixels, part))
+        with whole(run_folder(trainer) / "samples.safetensors") as part:
+            save_file(pixels, part)
 
 
 class SampleWriter(Reporting):
@@ -131,20 +131,12 @@ class SampleWriter(Reporting):
         for image, (index, y) in zip(to_pixels(outputs["images"]).cpu(), rows, strict=True):
             png = bytes(encode_png(image).numpy())
             name = f"{index:08d}.png"
-            replace(folder / name, lambda part, png=png: part.write_bytes(png))
-            names = getattr(trainer.datamodule, "class_names", None)
+            with whole(folder / name) as part:
+                part.write_bytes(png)
+            names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
             lines.append(
                 {"index": index, "file": f"images/{name}", "y": y, "class": names and names[y]}
             )
         with open(run_folder(trainer) / f"samples-{trainer.global_rank}.jsonl", "a") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
 
-
-def replace(path: Path, write: Any) -> None:
-    """Writes under a temporary name in the same folder, then renames."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -23,9 +23,14 @@ class OffTheShelf(Classifier):
         mean: Channel means that the network expects to be subtracted, for images in [0, 1].
         std: Channel standard deviations, likewise.
         size: Side that images are resized to (bilinear, antialiased); null keeps theirs.
+
+    Raises:
+        ValueError: For means or deviations that cannot be.
     """
 
     conditioning = "none"
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -36,7 +41,8 @@ class OffTheShelf(Classifier):
         size: int | None = None,
     ) -> None:
         super().__init__()
-        if len(mean) != len(std) or not all(value > 0 for value in std):
+        finite = all(map(math.isfinite, (*mean, *std)))
+        if len(mean) != len(std) or not finite or not all(value > 0 for value in std):
             raise ValueError(
                 f"mean and std need one number a channel, std positive; got {mean} and {std}."
             )
@@ -54,11 +60,12 @@ class OffTheShelf(Classifier):
         if self.size is not None and images.shape[-2:] != (self.size, self.size):
             images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
         images = (images - self.mean) / self.std
-        return self.net(images.to(parameter_dtype(self.net, x)))
+        logits: Tensor = self.net(images.to(parameter_dtype(self.net, x)))
+        return logits
 
 
 class NoiseConditioned(Classifier):
-    """Tells an off-the-shelf classifier the noise level, by a shift of the channels of some layers.
+    """Tells an off-the-shelf classifier the noise level, by a shift of channels of some layers.
 
     The shifts start at zero, so that before fine-tuning the classifier is what it was.
 
@@ -115,7 +122,8 @@ class NoiseConditioned(Classifier):
             for name, shift in self.shifts.items()
         ]
         try:
-            return self.classifier(x, sigma)
+            logits: Tensor = self.classifier(x, sigma)
+            return logits
         finally:
             for hook in hooks:
                 hook.remove()

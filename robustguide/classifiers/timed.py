@@ -1,5 +1,7 @@
 """Classifiers whose network is told the noise level, in the units that it was trained with."""
 
+import math
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -29,7 +31,8 @@ class Timed(Classifier):
     ) -> Float[Tensor, "b k"]:
         """Logits."""
         x_t = (x / expand(vp_scale(sigma), x)).to(parameter_dtype(self.net, x))
-        return self.net(x_t, self.levels.t(sigma))
+        logits: Tensor = self.net(x_t, self.levels.t(sigma))
+        return logits
 
 
 class SigmaConditioned(Classifier):
@@ -40,6 +43,9 @@ class SigmaConditioned(Classifier):
         num_classes: Number of logits.
         sigma_data: Standard deviation of the data, 0.5 for images in [-1, 1].
         sigma_min: Lower noise, 0 included, is told to the network as this.
+
+    Raises:
+        ValueError: For a level that is not a positive number.
     """
 
     conditioning = "sigma"
@@ -48,6 +54,11 @@ class SigmaConditioned(Classifier):
         self, net: nn.Module, num_classes: int, sigma_data: float = 0.5, sigma_min: float = 0.002
     ) -> None:
         super().__init__()
+        if not (0 < sigma_data < math.inf and 0 < sigma_min < math.inf):
+            raise ValueError(
+                "sigma_data and sigma_min must be positive numbers, got "
+                f"{sigma_data} and {sigma_min}."
+            )
         self.net = net
         self.num_classes = num_classes
         self.sigma_data = sigma_data
@@ -59,4 +70,5 @@ class SigmaConditioned(Classifier):
         """Logits."""
         total = (sigma**2 + self.sigma_data**2).sqrt()
         inputs = (x / expand(total, x)).to(parameter_dtype(self.net, x))
-        return self.net(inputs, (sigma.clamp_min(self.sigma_min).log() / 4).float())
+        logits: Tensor = self.net(inputs, (sigma.clamp_min(self.sigma_min).log() / 4).float())
+        return logits

@@ -1,15 +1,15 @@
 """`robustguide doctor`: versions, devices, threads, data sets and weights found."""
 
 import json
-import os
+from argparse import RawDescriptionHelpFormatter
 from dataclasses import asdict
-from pathlib import Path
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from robustguide.files import whole
 from robustguide.machine import Finding, examine
 
 EXAMPLE = """example:
@@ -23,13 +23,18 @@ FOLDERS = {
 }
 
 
+class Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the lines of the example."""
+
+
 def run(args: list[str]) -> int:
     """Prints what was found; 1 if something must be repaired."""
     given = parser().parse_args(args)
     findings = examine(given.runs, given.data, given.weights)
     show(findings, Console())
     if given.json:
-        write(findings, Path(given.json))
+        with whole(given.json) as part:
+            part.write_text(json.dumps([asdict(finding) for finding in findings], indent=1))
     return int(any(finding.is_fault for finding in findings))
 
 
@@ -39,6 +44,7 @@ def parser() -> ArgumentParser:
         prog="robustguide doctor",
         description="Looks at what this machine has, and says what to repair.",
         epilog=EXAMPLE,
+        formatter_class=Formatter,
     )
     for name, help_text in FOLDERS.items():
         arguments.add_argument(
@@ -73,14 +79,3 @@ def mark(finding: Finding) -> str:
     if finding.is_fault:
         return "[bold red]fault[/]"
     return "[yellow]note[/]" if finding.repair else "[green]ok[/]"
-
-
-def write(findings: list[Finding], path: Path) -> None:
-    """Writes a list of objects, under the final name only once it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(json.dumps([asdict(finding) for finding in findings], indent=1))
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 denoised = c_skip * x + c_out * net(c_in * x, log(sigma) / 4, y)
 """
 
+import math
 from collections.abc import Sequence
 
 from jaxtyping import Float, Int
@@ -22,6 +23,9 @@ class EDMDenoiser(Denoiser):
         shape: Channels, height and width of the images.
         sigma_data: Standard deviation of the data, 0.5 for images in [-1, 1].
         has_null: Whether label `num_classes` is in the network's table.
+
+    Raises:
+        ValueError: For another shape, or a `sigma_data` that is not a positive number.
     """
 
     def __init__(
@@ -33,6 +37,11 @@ class EDMDenoiser(Denoiser):
         has_null: bool = True,
     ) -> None:
         super().__init__()
+        if not 0 < sigma_data < math.inf:
+            raise ValueError(
+                f"sigma_data must be a positive number, got {sigma_data}; 0.5 is usual for images "
+                "in [-1, 1]."
+            )
         self.net = net
         self.num_classes = num_classes
         self.shape = image_shape(shape)

@@ -11,20 +11,28 @@ class Unconditional(Denoiser):
 
     Args:
         denoiser: One that knows the null label, or no classes at all.
+        num_classes: Number of classes that labels, and so guidance, tell apart; null takes the
+            denoiser's. State it for a network that knows none.
 
     Raises:
-        ValueError: For a denoiser without a null label.
+        ValueError: For a denoiser without a null label, or fewer than one class.
     """
 
-    def __init__(self, denoiser: Denoiser) -> None:
+    def __init__(self, denoiser: Denoiser, num_classes: int | None = None) -> None:
         super().__init__()
-        if not denoiser.has_null:
+        if denoiser.num_classes and not denoiser.has_null:
             raise ValueError(
                 "Unconditional needs a denoiser with a null label; this one was trained with a "
-                "class for every image. Train with label dropout, or take an unconditional network."
+                "class for every image. Train with label dropout, or take an unconditional "
+                "network."
+            )
+        if num_classes is not None and num_classes < 1:
+            raise ValueError(
+                f"num_classes must be at least 1, got {num_classes}; it counts the classes of the "
+                "labels, such as those of the classifier that guides."
             )
         self.denoiser = denoiser
-        self.num_classes = denoiser.num_classes
+        self.num_classes = denoiser.num_classes if num_classes is None else num_classes
         self.shape = denoiser.shape
         self.learns_variance = denoiser.learns_variance
 

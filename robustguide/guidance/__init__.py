@@ -1,6 +1,6 @@
 """Guidance: displacements of the denoised image, which add."""
 
-from robustguide.guidance.base import Branch, Evaluations, Guidance, Guided, Step
+from robustguide.guidance.base import Branch, Evaluations, Guidance, Guided, Step, terms_of
 from robustguide.guidance.classifier import ClassifierGuidance, score
 from robustguide.guidance.combinators import Scaled, Within
 from robustguide.guidance.reference import ClassifierFree, Reference
@@ -17,4 +17,5 @@ __all__ = [
     "Step",
     "Within",
     "score",
+    "terms_of",
 ]

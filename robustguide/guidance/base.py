@@ -1,8 +1,8 @@
 """Guidance as a displacement of the denoised image, in units of x_0.
 
 By Tweedie's formula `denoised = x + sigma**2 * score`, so a score term s displaces the denoised
-image by `sigma**2 * s`, and a reference term by a difference of denoised images. Displacements add,
-each is computed from the *unguided* denoised image, and so a sum does not depend on its order.
+image by `sigma**2 * s`, and a reference term by a difference of denoised images. Displacements
+add, each is computed from the *unguided* denoised image, so a sum does not depend on its order.
 
     denoised = clip(unguided + reference terms) + score terms
 """
@@ -10,7 +10,7 @@ each is computed from the *unguided* denoised image, and so a sum does not depen
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -76,16 +76,11 @@ class Evaluations:
                 self.sigma.repeat(count),
                 torch.cat([branch.labels for branch in branches]),
             )
-            predictions = [
-                Prediction(*parts)
-                for parts in zip(
-                    together.denoised.chunk(count),
-                    [None] * count
-                    if together.fraction is None
-                    else together.fraction.chunk(count),
-                    strict=True,
-                )
-            ]
+            fractions: Sequence[Tensor | None] = [None] * count
+            if together.fraction is not None:
+                fractions = together.fraction.chunk(count)
+            rows = zip(together.denoised.chunk(count), fractions, strict=True)
+            predictions = [Prediction(denoised, fraction) for denoised, fraction in rows]
         for branch, prediction in zip(branches, predictions, strict=True):
             self._memo[self._key(branch)] = branch, prediction  # keeps labels alive, so ids stay
 
@@ -132,10 +127,13 @@ class Guidance(nn.Module):
         moves_denoised: True for reference terms, which combine denoisers and always move the
             denoised image; False for score terms, which `ancestral` sends through the variance.
         needs_graph: True where `denoised` must come with a graph on `x`.
+        num_classes: Number of classes that y must name one of, not the null label; null for a
+            term that takes any label.
     """
 
     moves_denoised: bool = False
     needs_graph: bool = False
+    num_classes: int | None = None
 
     def branches(self, y: Tensor, null: Tensor, place: Place) -> tuple[Branch, ...]:
         """Evaluations that the term will certainly ask for, so that they run in one batch."""
@@ -156,7 +154,8 @@ class Guided(Denoiser):
             terms; null does not clip.
 
     Raises:
-        ValueError: For a term that needs a null label that the denoiser does not know.
+        ValueError: For a name that a term cannot have, and for a term that needs a null label that
+            the denoiser does not know, or other classes than the denoiser's.
     """
 
     def __init__(
@@ -167,25 +166,36 @@ class Guided(Denoiser):
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
-        self.terms = nn.ModuleDict(terms)
+        self.terms = named(terms or {})
         self.bound = clip
         self.num_classes = denoiser.num_classes
         self.shape = denoiser.shape
         self.has_null = denoiser.has_null
         self.learns_variance = denoiser.learns_variance
         self.memory: dict[str, dict[str, Any]] = {name: {} for name in self.terms}
-        self._check_null()
+        for name, term in terms_of(self.terms).items():
+            self._check_classes(name, term)
+            self._check_null(name, term)
 
-    def _check_null(self) -> None:
+    def _check_classes(self, name: str, term: Guidance) -> None:
+        if term.num_classes in (None, self.num_classes):
+            return
+        repair = "give the term `labels`, the classifier's class of every class of the denoiser"
+        if not self.num_classes:
+            repair = f"wrap the denoiser in Unconditional(..., num_classes={term.num_classes})"
+        raise ValueError(
+            f"Term {name!r} is for labels of {term.num_classes} classes, those of the denoiser "
+            f"are of {self.num_classes}; {repair}."
+        )
+
+    def _check_null(self, name: str, term: Guidance) -> None:
         y, null = torch.zeros(1, dtype=torch.long), torch.ones(1, dtype=torch.long)
-        for name, term in self.terms.items():
-            for branch in term.branches(y, null, Place()):
-                knows = (branch.denoiser or self.denoiser).has_null
-                if branch.labels is null and not knows:
-                    raise ValueError(
-                        f"Term {name!r} asks for the null label, which the denoiser was not trained "
-                        "with; train with label dropout, or give the term an unconditional reference."
-                    )
+        for branch in term.branches(y, null, Place()):
+            if branch.labels is null and not (branch.denoiser or self.denoiser).has_null:
+                raise ValueError(
+                    f"Term {name!r} asks for the null label, which the denoiser was not trained "
+                    "with; train with label dropout, or give the term an unconditional reference."
+                )
 
     def snap(self, sigma: float) -> float:
         """As the guided denoiser."""
@@ -200,18 +210,18 @@ class Guided(Denoiser):
     ) -> tuple[Prediction, Tensor]:
         """Prediction moved by the reference terms and clipped; displacement of the score terms."""
         place = place or Place()
-        null = self.null(y)
-        needs_graph = any(term.needs_graph for term in self.terms.values())
+        null, terms = self.null(y), terms_of(self.terms)
+        needs_graph = any(term.needs_graph for term in terms.values())
         with torch.set_grad_enabled(needs_graph or torch.is_grad_enabled()):
             state = x.detach().requires_grad_() if needs_graph else x
             evaluate = Evaluations(self.denoiser, state, sigma)
             own = Branch(y)
-            asked = [b for term in self.terms.values() for b in term.branches(y, null, place)]
+            asked = [b for term in terms.values() for b in term.branches(y, null, place)]
             evaluate.batch([own, *asked])
             prediction = evaluate.prediction(own)
             moved = {True: torch.zeros_like(x), False: torch.zeros_like(x)}
-            for name, term in self.terms.items():
-                kind = bool(term.moves_denoised)
+            for name, term in terms.items():
+                kind = term.moves_denoised
                 seen = prediction.denoised if kind else self.clip(prediction.denoised)
                 if needs_graph and not term.needs_graph:
                     seen, at = seen.detach(), state.detach()
@@ -220,7 +230,8 @@ class Guided(Denoiser):
                 step = Step(at, sigma, y, null, seen, place, self.memory[name], evaluate)
                 moved[kind] = moved[kind] + term(step)
         if needs_graph:
-            prediction = Prediction(*(p if p is None else p.detach() for p in prediction))
+            fraction = None if prediction.fraction is None else prediction.fraction.detach()
+            prediction = Prediction(prediction.denoised.detach(), fraction)
             moved = {kind: displacement.detach() for kind, displacement in moved.items()}
         denoised = self.clip(prediction.denoised + moved[True])
         return prediction._replace(denoised=denoised), moved[False]
@@ -231,3 +242,26 @@ class Guided(Denoiser):
         """Prediction moved by all terms, for samplers that step with the denoised image."""
         prediction, shift = self.split(x, sigma, y, place)
         return prediction._replace(denoised=prediction.denoised + shift)
+
+
+def named(terms: Mapping[str, Guidance]) -> nn.ModuleDict:
+    """Terms as a module.
+
+    Raises:
+        ValueError: For a name that a submodule cannot have.
+    """
+    held = nn.ModuleDict()
+    for name, term in terms.items():
+        try:
+            held[name] = term
+        except KeyError as error:  # empty, with a dot, or an attribute of every ModuleDict
+            raise ValueError(
+                f"No guidance term can be called {name!r}; take a name without dots that is not a "
+                "method of a module, such as 'classifier'."
+            ) from error
+    return held
+
+
+def terms_of(held: nn.ModuleDict) -> dict[str, Guidance]:
+    """The terms in a module made by `named`, whose type does not say what it holds."""
+    return cast("dict[str, Guidance]", dict(held.items()))

@@ -15,7 +15,9 @@ from robustguide.noise import expand
 
 
 class ClassifierGuidance(Guidance):
-    """Moves towards the label by the classifier's gradient at x. Dhariwal and Nichol (2021), Alg. 1.
+    """Moves towards the label by the classifier's gradient at x.
+
+    Dhariwal and Nichol (2021), Alg. 1.
 
     Args:
         classifier: Judges the noisy image itself.
@@ -25,14 +27,17 @@ class ClassifierGuidance(Guidance):
         ValueError: For a label outside the classifier's classes.
     """
 
+    labels: Tensor | None
+
     def __init__(self, classifier: Classifier, labels: Sequence[int] | None = None) -> None:
         super().__init__()
         if labels is not None and not all(0 <= k < classifier.num_classes for k in labels):
             raise ValueError(
-                f"labels must lie in 0..{classifier.num_classes - 1}, the classes of the classifier; "
-                f"got {min(labels)}..{max(labels)}."
+                f"labels must lie in 0..{classifier.num_classes - 1}, the classes of the "
+                f"classifier; got {min(labels)}..{max(labels)}."
             )
         self.classifier = classifier
+        self.num_classes = classifier.num_classes if labels is None else len(labels)
         table = None if labels is None else torch.tensor(labels)
         self.register_buffer("labels", table, persistent=False)
 
@@ -54,7 +59,8 @@ def score(
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        logits = classifier(x, sigma).float()
+        logits = classifier(x, sigma)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # at least
         log_p = logits.log_softmax(-1).gather(-1, y[:, None])
         (gradient,) = torch.autograd.grad(log_p.sum(), x)
     return gradient

@@ -21,6 +21,7 @@ class _Combinator(Guidance):
         self.term = term
         self.moves_denoised = term.moves_denoised
         self.needs_graph = term.needs_graph
+        self.num_classes = term.num_classes
 
     @abstractmethod
     def is_active(self, place: Place) -> bool:
@@ -34,7 +35,8 @@ class _Combinator(Guidance):
         """The weighted displacement; nothing is evaluated where the term is not active."""
         if not self.is_active(step.place):
             return torch.zeros_like(step.x)
-        weight, displacement = self.weight(step), self.term(step)
+        weight = self.weight(step)
+        displacement: Tensor = self.term(step)
         return (expand(weight, step.x) if isinstance(weight, Tensor) else weight) * displacement
 
     @abstractmethod
@@ -62,17 +64,18 @@ class Scaled(_Combinator):
         weight: float | None = None,
     ) -> None:
         super().__init__(term)
-        if (scale is None) == (weight is None):
+        if weight is not None and scale is None:
+            scale = weight - 1
+        elif scale is None or weight is not None:
             raise ValueError(
-                f"Give either scale (0 is no guidance) or weight (1 is no guidance), got scale={scale} "
-                f"and weight={weight}."
+                "Give either scale (0 is no guidance) or weight (1 is no guidance), got "
+                f"scale={scale} and weight={weight}."
             )
-        values = [weight - 1] if weight is not None else scale
-        self.scales = tuple(values) if isinstance(values, Sequence) else (values,)
+        self.scales = tuple(scale) if isinstance(scale, Sequence) else (scale,)
         if not self.scales or not all(math.isfinite(value) for value in self.scales):
             raise ValueError(
-                f"A guidance scale must be a finite number, got {scale if weight is None else weight}; "
-                "0 switches the term off."
+                "A guidance scale must be a finite number, got "
+                f"{scale if weight is None else weight}; 0 switches the term off."
             )
 
     def is_active(self, place: Place) -> bool:
@@ -85,8 +88,8 @@ class Scaled(_Combinator):
             return self.scales[0]
         if len(self.scales) != len(step.x):
             raise ValueError(
-                f"{len(self.scales)} scales were given for a batch of {len(step.x)} rows; give one, or "
-                "one for every row."
+                f"{len(self.scales)} scales were given for a batch of {len(step.x)} rows; give "
+                "one, or one for every row."
             )
         return torch.tensor(self.scales, dtype=step.x.dtype, device=step.x.device)
 

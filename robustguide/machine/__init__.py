@@ -3,11 +3,11 @@
 import warnings
 from collections.abc import Sequence
 
-from robustguide.machine.devices import devices, threads
 from robustguide.machine.finding import Finding
+from robustguide.machine.packages import versions
 from robustguide.machine.places import folders, slurm
+from robustguide.machine.processors import devices, threads
 from robustguide.machine.stock import checkpoints, data_sets
-from robustguide.machine.versions import versions
 
 __all__ = ["Finding", "examine"]
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from robustguide.machine.finding import Finding
-from robustguide.machine.versions import is_safe
+from robustguide.machine.packages import is_safe
 
 WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 

@@ -46,8 +46,8 @@ class Denoising(LightningModule):
             raise ValueError(f"label_dropout is a share of labels in [0, 1], got {label_dropout}.")
         if label_dropout > 0 and not denoiser.has_null:
             raise ValueError(
-                f"label_dropout={label_dropout} needs a null label, which the denoiser lacks; give "
-                "its network one (num_null_labels: 1) or set label_dropout to 0."
+                f"label_dropout={label_dropout} needs a null label, which the denoiser lacks; "
+                "give its network one (num_null_labels: 1) or set label_dropout to 0."
             )
         self.denoiser = denoiser
         self.noise = noise
@@ -98,7 +98,8 @@ class Denoising(LightningModule):
         """Mean over images of the weighted error per pixel."""
         denoised = self.denoiser(perturb(x_0, sigma, noise), sigma, y)
         error = (denoised - x_0).square().flatten(1).mean(1)
-        return (self.denoiser.loss_weight(sigma) * error).mean()
+        weighted: Tensor = self.denoiser.loss_weight(sigma) * error
+        return weighted.mean()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer over the denoiser."""

@@ -6,7 +6,7 @@ import torch
 from lightning import LightningModule
 from torch import Tensor
 
-from robustguide.guidance import Guidance, Guided
+from robustguide.guidance import Guidance, Guided, terms_of
 from robustguide.interfaces import Classifier, Denoiser
 from robustguide.modules.cost import Evaluated, counted
 from robustguide.samplers import Observation, Sampler, SeededNoise
@@ -21,7 +21,8 @@ class Generation(LightningModule):
         denoiser: Unguided denoiser.
         sampler: How it is sampled.
         guidance: Terms by name.
-        observer: Reads the predicted clean image along the way (at noise level 0), without guiding.
+        observer: Reads the predicted clean image along the way (at noise level 0); it does not
+            guide.
         watched_steps: How many steps of the trajectory are kept for callbacks, evenly spread over
             the run, the first and the last among them.
     """
@@ -42,7 +43,7 @@ class Generation(LightningModule):
         self.sampler = sampler
         self.guidance = torch.nn.ModuleDict(guidance)
         self.observer = observer
-        sigmas = sampler.grid.sigmas()[:-1]
+        sigmas = sampler.levels(denoiser)[:-1]
         self.watched = spread(len(sigmas), watched_steps)
         self.levels = tuple(sigmas[index] for index in self.watched)
         self.evaluated = Evaluated()
@@ -65,8 +66,8 @@ class Generation(LightningModule):
         """Images of a batch of seeds and labels.
 
         Returns:
-            `images` (b, c, h, w) clamped to [-1, 1], `y`, `index`, `denoised` (watched, b, c, h, w)
-            and, with an observer, `logits` (watched, b, k).
+            `images` (b, c, h, w) clamped to [-1, 1], `y`, `index`, `denoised`
+            (watched, b, c, h, w) and, with an observer, `logits` (watched, b, k).
         """
         index, y = batch
         noise = SeededNoise(index.tolist())
@@ -82,9 +83,10 @@ class Generation(LightningModule):
                 # not through its hooks: one that also guides would count these rows as guidance
                 logits.append(self.observer.forward(denoised[-1], denoised[-1].new_zeros(len(y))))
 
-        x = self.sampler.start(noise.draw(self.denoiser.shape, self.device))
+        x = self.sampler.start(noise.draw(self.denoiser.shape, self.device), self.denoiser)
         with counted(self.denoiser, self.guidance, self.evaluated):
-            images = self.sampler(self.denoiser, self.guidance, x, y, noise, watch)
+            terms = terms_of(self.guidance)
+            images = self.sampler(self.denoiser, terms, x, y, noise, watch)
         self.evaluated.images += len(index)
         answer = {"images": images.float().clamp(-1, 1), "y": y, "index": index}
         answer["denoised"] = torch.stack(denoised)

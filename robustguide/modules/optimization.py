@@ -1,4 +1,4 @@
-"""Optimizers with a learning rate of its own for every part of a network, and stepwise randomness."""
+"""Optimizers with a learning rate for every part of a network, and stepwise randomness."""
 
 from collections.abc import Mapping
 

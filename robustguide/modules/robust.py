@@ -78,8 +78,9 @@ class RobustClassification(LightningModule):
         num_classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
         if num_classes not in (None, self.classifier.num_classes):
             raise ValueError(
-                f"The data has {num_classes} classes, the classifier {self.classifier.num_classes}; "
-                "set model.classifier.init_args.num_classes (and the network's) to the data's."
+                f"The data has {num_classes} classes, the classifier "
+                f"{self.classifier.num_classes}; set model.classifier.init_args.num_classes (and "
+                "the network's) to the data's."
             )
 
     def on_fit_start(self) -> None:

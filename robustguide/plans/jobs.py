@@ -1,7 +1,11 @@
-"""Command lines that wait for each other, run side by side on one machine."""
+"""Command lines that wait for each other, run side by side on one machine.
 
+A server process imports the package once and forks each job, so a job starts at once and yet
+with a clean state. Where there is no fork, each job imports for itself.
+"""
+
+import multiprocessing
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -9,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-class JobError(RuntimeError):
+class JobError(ChildProcessError):
     """A job failed; the message ends with the last lines of its log."""
 
 
@@ -33,7 +37,7 @@ class Running:
     """A job under way."""
 
     job: Job
-    process: subprocess.Popen[bytes]
+    process: multiprocessing.process.BaseProcess
     log: Path
     started: float
 
@@ -61,12 +65,13 @@ def run_jobs(
     """
     logs.mkdir(parents=True, exist_ok=True)
     waiting, running, seconds = list(jobs), list[Running](), dict[str, float]()
-    threads = str(max(1, (os.cpu_count() or 1) // workers))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    processes = forking()
     try:
         while waiting or running:
             for job in [j for j in waiting if seconds.keys() >= set(j.needs)]:
                 if len(running) < workers:
-                    running.append(start(job, logs, threads))
+                    running.append(start(job, logs, processes))
                     waiting.remove(job)
             if not running:
                 names = ", ".join(job.name for job in waiting)
@@ -74,7 +79,7 @@ def run_jobs(
             time.sleep(0.1)
             for one in list(running):
                 lasted = time.monotonic() - one.started
-                ended = one.process.poll() is not None
+                ended = not one.process.is_alive()
                 if ended:
                     running.remove(one)
                     finish(one)
@@ -86,29 +91,45 @@ def run_jobs(
     return seconds
 
 
-def start(job: Job, logs: Path, threads: str) -> Running:
+def forking() -> multiprocessing.context.BaseContext:
+    """A way to start processes that have imported the package already, where there is one."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["robustguide.main"])
+    return context
+
+
+def start(job: Job, logs: Path, processes: multiprocessing.context.BaseContext) -> Running:
     """Starts a job, with its output in a log."""
     log = logs / f"{job.name}.log"
-    environment = {"OMP_NUM_THREADS": threads, **os.environ, "PYTHONUNBUFFERED": "1"}
-    with open(log, "wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "robustguide", *job.args],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment,
-        )
+    log.write_text("")
+    process = processes.Process(target=logged, args=(job.args, str(log)), name=job.name)  # type: ignore[attr-defined]
+    process.start()
     return Running(job, process, log, time.monotonic())
+
+
+def logged(args: Sequence[str], log: str) -> None:
+    """In the job's process: runs a command line as `robustguide` does, and prints into a file."""
+    from robustguide.__main__ import entry
+
+    with open(log, "wb") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    sys.argv = ["robustguide", *args]
+    entry()
 
 
 def finish(one: Running) -> None:
     """Raises for a job that failed."""
-    code = one.process.wait()
-    if code:
+    one.process.join()
+    if one.process.exitcode:
         tail = "\n".join(one.log.read_text(errors="replace").splitlines()[-15:])
         command = " ".join(one.job.args)
         raise JobError(
-            f"`robustguide {command}` ended with exit code {code}; see {one.log}:\n{tail}"
+            f"`robustguide {command}` ended with exit code {one.process.exitcode}; see {one.log}:\n{tail}"
         )
 
 

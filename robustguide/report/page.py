@@ -15,6 +15,7 @@ from pathlib import Path
 import rich.table
 from matplotlib.figure import Figure
 
+from robustguide.files import whole
 from robustguide.report.figures import DPI
 
 Cell = str | int | float | None
@@ -211,15 +212,9 @@ def write_page(path: str | os.PathLike[str], title: str, blocks: Sequence[Block]
         style=Path(__file__).with_name("page.css").read_text(encoding="utf-8"),
         body="\n".join(block.html() for block in blocks),
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
+    with whole(path) as part:
         part.write_text(page, encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
+    return Path(path)
 
 
 def shown(cell: Cell, form: str = "") -> str:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
 from robustguide.checkpoints import load_classifier
+from robustguide.files import whole
 from robustguide.guidance import score
 from robustguide.noise import perturb
 from robustguide.report import figures
@@ -64,7 +65,8 @@ def collect(folder: Path, seconds: dict[str, float]) -> dict[str, Any]:
         }
     runs = {name: read(folder, name)["run"] for name in METHODS}
     results = {"methods": methods, "classifiers": classifiers, "commands": seconds, "runs": runs}
-    write_whole(folder / "results.json", json.dumps(results, indent=1))
+    with whole(folder / "results.json") as part:
+        part.write_text(json.dumps(results, indent=1))
     return results
 
 

@@ -1,7 +1,7 @@
 """Ancestral sampling of the discrete chain, written between two noise levels s > s'.
 
-With r = (s'/s)**2 the posterior mean is `lerp(denoised, x, r)`, its small variance s'**2 (1 - r), its
-large one (s**2 - s'**2) (1 + s'**2) / (1 + s**2): Ho et al. (2020), eq. 7, in these units.
+With r = (s'/s)**2 the posterior mean is `lerp(denoised, x, r)`, its small variance s'**2 (1 - r),
+its large one (s**2 - s'**2) (1 + s'**2) / (1 + s**2): Ho et al. (2020), eq. 7, in these units.
 """
 
 import math
@@ -30,7 +30,10 @@ class Variance(ABC):
 
 @dataclass(frozen=True)
 class Learned(Variance):
-    """Between small and large in log space, where the network says. Nichol and Dhariwal (2021), eq. 15."""
+    """Between small and large in log space, where the network says.
+
+    Nichol and Dhariwal (2021), eq. 15.
+    """
 
     learned = True
 
@@ -46,7 +49,7 @@ class Learned(Variance):
 
 @dataclass(frozen=True)
 class Small(Variance):
-    """Variance of the posterior; 0 in the last step, where guidance then does not move the mean."""
+    """Variance of the posterior; 0 in the last step, where guidance does not move the mean."""
 
     def __call__(
         self, small: float, large: float, floor: float, fraction: Tensor | None
@@ -88,7 +91,7 @@ def ancestral_step(
 
 
 def last_variance(sigma_1: float, sigma_0: float) -> float:
-    """Stand-in for the variance of the last step, which has none: that of the step before, as x_t."""
+    """Stand-in for the variance of the last step, which has none: the step before's, as x_t."""
     return sigma_0**2 * (1 - (sigma_0 / sigma_1) ** 2) / (1 + sigma_0**2)
 
 
@@ -110,8 +113,8 @@ class Ancestral(Sampler):
         """
         if self.variance.learned and not denoiser.learns_variance:
             raise ValueError(
-                "The sampler asks for a learned variance, but this denoiser predicts none; use the "
-                "small or the large variance (robustguide.samplers.Small, robustguide.samplers.Large)."
+                "The sampler asks for a learned variance, but this denoiser predicts none; use "
+                "robustguide.samplers.Small or robustguide.samplers.Large."
             )
 
     def run(

@@ -67,9 +67,17 @@ class Sampler:
             ValueError: See the samplers.
         """
 
-    def start(self, noise: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """First state, from unit noise."""
-        return self.grid.start(noise.to(getattr(torch, self.state_dtype)))
+    def levels(self, denoiser: Denoiser) -> tuple[float, ...]:
+        """The grid's levels as the denoiser knows them, descending; the last is 0."""
+        snapped = (denoiser.snap(sigma) for sigma in self.grid.sigmas())
+        return tuple(dict.fromkeys(snapped))  # neighbours may snap to one level: no step between
+
+    def start(
+        self, noise: Float[Tensor, "b c h w"], denoiser: Denoiser
+    ) -> Float[Tensor, "b c h w"]:
+        """First state, from unit noise, at the first level of the denoiser."""
+        dtype: torch.dtype = getattr(torch, self.state_dtype)
+        return self.grid.start(noise.to(dtype), self.levels(denoiser)[0])
 
     @torch.no_grad()
     def __call__(
@@ -96,8 +104,7 @@ class Sampler:
         """
         self.check(denoiser)
         guided = Guided(denoiser, terms, self.clip)
-        snapped = (denoiser.snap(sigma) for sigma in self.grid.sigmas())
-        sigmas = tuple(dict.fromkeys(snapped))  # neighbours may snap to one level: no step between
+        sigmas = self.levels(denoiser)
         return self.run(guided, sigmas, x, y, randn_like, observe or (lambda observation: None))
 
     @abstractmethod

@@ -19,7 +19,7 @@ from robustguide.samplers.base import Observation, Observe, RandnLike, Sampler, 
 
 @dataclass(frozen=True)
 class DDIM(Sampler):
-    """Song et al. (2021), eq. 12; all guidance moves the denoised image, as ADM's `condition_score`.
+    """Song et al. (2021), eq. 12; guidance moves the denoised image, as ADM's `condition_score`.
 
     Args:
         eta: 0 is deterministic, 1 has the posterior's variance.

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from robustguide.guidance import Guidance
+from robustguide.guidance import Guidance, Guided
 from robustguide.interfaces import Denoiser
 from robustguide.samplers.base import Sampler
 from robustguide.samplers.heun import Heun
@@ -27,30 +27,53 @@ def sample(
     Args:
         denoiser: Unguided denoiser.
         guidance: Terms by name; their displacements add.
-        labels: Class of every image; `denoiser.num_classes` is the null label.
+        labels: Class of every image; `denoiser.num_classes` is the null label, to which no
+            classifier guides.
         seeds: Seed of every image; 0, 1, 2... where not given. An image does not depend on the
             others nor on `batch_size`.
         sampler: How; `Heun()` where not given.
         batch_size: Images at a time.
 
     Raises:
-        ValueError: For a label outside the classes, or other numbers of labels and seeds.
+        ValueError: For a label outside the classes, none at all, or other numbers of labels and
+            seeds; for terms that do not fit the denoiser.
     """
     sampler = sampler or Heun()
     seeds = range(len(labels)) if seeds is None else seeds
-    highest = denoiser.num_classes if denoiser.has_null else denoiser.num_classes - 1
-    wrong = [label for label in labels if not 0 <= label <= highest]
-    if wrong or len(labels) != len(seeds):
-        raise ValueError(
-            f"Labels must lie in 0..{highest}, one for each of the {len(seeds)} seeds; got "
-            f"{len(labels)} labels{f' with {wrong[0]} among them' if wrong else ''}."
-        )
+    Guided(denoiser, guidance, sampler.clip)  # refuses what does not fit before labels are judged
+    check_labels(labels, len(seeds), denoiser, guidance or {})
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     device = next((p.device for p in denoiser.parameters()), torch.device("cpu"))
     images = []
     for first in range(0, len(labels), batch_size):
         rows = slice(first, first + batch_size)
         noise = SeededNoise(seeds[rows])
         y = torch.tensor(list(labels[rows]), device=device)
-        x = sampler.start(noise.draw(denoiser.shape, device))
+        x = sampler.start(noise.draw(denoiser.shape, device), denoiser)
         images.append(sampler(denoiser, guidance, x, y, noise).float().clamp(-1, 1))
     return torch.cat(images)
+
+
+def check_labels(
+    labels: Sequence[int], count: int, denoiser: Denoiser, guidance: Mapping[str, Guidance]
+) -> None:
+    """Refuses labels here, on the host: on a GPU a wrong index aborts the process.
+
+    Raises:
+        ValueError: See `sample`.
+    """
+    knows_null = denoiser.has_null or not denoiser.num_classes
+    highest = denoiser.num_classes if knows_null else denoiser.num_classes - 1
+    wrong = [label for label in labels if not 0 <= label <= highest]
+    if wrong or not len(labels) or len(labels) != count:
+        raise ValueError(
+            f"Labels must lie in 0..{highest}, at least one, and one for each of the {count} "
+            f"seeds; got {len(labels)} labels{f' with {wrong[0]} among them' if wrong else ''}."
+        )
+    for name, term in guidance.items():
+        if term.num_classes is not None and denoiser.num_classes in labels:
+            raise ValueError(
+                f"Label {denoiser.num_classes} is the null label, but term {name!r} guides to a "
+                f"class; give labels in 0..{term.num_classes - 1}, or leave the term out."
+            )

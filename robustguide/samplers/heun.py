@@ -25,6 +25,9 @@ class Heun(Sampler):
         churn_min: Lowest level with churn, `S_min`.
         churn_max: Highest level with churn, `S_max`.
         churn_noise: Standard deviation of the added noise, `S_noise`.
+
+    Raises:
+        ValueError: For a negative number or one that is not finite (`churn_max` may be infinite).
     """
 
     grid: Grid = field(default_factory=RhoGrid)
@@ -32,6 +35,19 @@ class Heun(Sampler):
     churn_min: float = 0.0
     churn_max: float = math.inf
     churn_noise: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (0 <= self.churn < math.inf and 0 <= self.churn_noise < math.inf):
+            raise ValueError(
+                "churn and churn_noise must be finite numbers of at least 0, got "
+                f"{self.churn} and {self.churn_noise}; churn 0 adds no noise."
+            )
+        if not 0 <= self.churn_min <= self.churn_max:
+            raise ValueError(
+                f"Churn needs 0 <= churn_min <= churn_max, got {self.churn_min} and "
+                f"{self.churn_max}."
+            )
 
     def run(
         self,

@@ -1,5 +1,8 @@
 """EDM's preconditioning."""
 
+import math
+
+import pytest
 import torch
 from oracles import noisy, plane
 from torch import nn
@@ -63,3 +66,9 @@ def test_the_network_is_told_a_quarter_of_log_sigma_in_full_precision():
     assert denoised.dtype == x.dtype
     EDMDenoiser(net, 0, (1, 1, 2))(x, sigma, y)
     assert len(net.inputs) == 2
+
+
+@pytest.mark.parametrize("sigma_data", [0.0, -0.5, math.nan, math.inf])
+def test_a_deviation_of_the_data_that_is_none_is_refused(sigma_data):
+    with pytest.raises(ValueError, match="sigma_data must be a positive number"):
+        EDMDenoiser(nn.Identity(), 3, (1, 1, 2), sigma_data)

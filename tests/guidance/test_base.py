@@ -269,3 +269,9 @@ def test_a_place_is_handed_to_the_terms():
     term, place = Where(), Place(3, 7, 1.5)
     Guided(Affine(), {"where": term}).predict(X, ONE, Y, place)
     assert term.place == place
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "type", "keys", "training", "forward"])
+def test_a_name_that_no_term_can_have_is_refused(name):
+    with pytest.raises(ValueError, match=f"can be called {name!r}"):
+        Guided(Affine(), {"classifier": Constant(), name: Constant()})

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from robustguide.classifiers import Timed
 from robustguide.denoisers import Unconditional
-from robustguide.guidance import ClassifierFree, ClassifierGuidance, Guided, Scaled
+from robustguide.guidance import ClassifierFree, ClassifierGuidance, Guided, Scaled, Within
 from robustguide.interfaces import Classifier
 from robustguide.noise import linear_levels
 
@@ -130,6 +130,16 @@ def test_a_translation_outside_the_classes_is_refused(labels):
         ClassifierGuidance(ExactClassifier(plane()), labels)
 
 
+@pytest.mark.parametrize(
+    ("labels", "count"), [(None, 3), ([0, 2], 2), ([0, 2, 1, 1, 0], 5)], ids=str
+)
+def test_classes_that_do_not_fit_those_of_the_denoiser_are_refused(labels, count):
+    term = ClassifierGuidance(ExactClassifier(plane()), labels)
+    for wrapped in (term, Scaled(term, 1.0), Within(term, 0.1, 2.0)):
+        with pytest.raises(ValueError, match=f"'c' is for labels of {count} classes.*are of 4"):
+            Guided(ExactDenoiser(tilted()), {"c": wrapped})
+
+
 class Halved(nn.Module):
     """Logits in half precision, as automatic mixed precision gives them; all equal at x = 0."""
 
@@ -151,9 +161,9 @@ def test_the_softmax_is_in_float32_whatever_the_network_has(autocast):
     """log 200 is off by 1.4% of 1 in bfloat16; one bfloat16 number is off by 0.4% of itself."""
     classifier = Timed(Halved(autocast), linear_levels(), 200)
     x, y = torch.zeros(1, 1, 10, 20), torch.tensor([7])
-    _, displacement = Guided(
-        ExactDenoiser(Mixture(torch.zeros(1, 1, 10, 20))), {"c": ClassifierGuidance(classifier)}
-    ).split(x, torch.tensor([1e-3]), y)
+    denoiser = Unconditional(ExactDenoiser(Mixture(torch.zeros(1, 1, 10, 20))), num_classes=200)
+    guided = Guided(denoiser, {"c": ClassifierGuidance(classifier)})
+    _, displacement = guided.split(x, torch.tensor([1e-3]), y)
     want = -torch.full((200,), 1 / 200)
     want[7] += 1
     assert displacement.dtype == torch.float32

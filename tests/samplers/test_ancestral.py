@@ -137,7 +137,7 @@ def test_it_is_the_ancestral_sampler_of_an_independent_implementation():
     grid = ListedGrid(tuple(tensors["out.sigmas.karras10"].tolist()))
     sampler, seen = Ancestral(grid, state_dtype="float64"), []
     noise = RecordedNoise(tensors["in.euler_ancestral.noise"])
-    x = sampler.start(tensors["in.x_unit"])
+    x = sampler.start(tensors["in.x_unit"], denoiser)
     x = sampler(denoiser, None, x, torch.full((3,), 3), noise, seen.append)
     close = {"rtol": 1e-8, "atol": 1e-8}
     assert_close(
@@ -162,9 +162,10 @@ def moments_are_met(mixture, x):
 def test_the_samples_have_the_moments_of_the_mixture(rule):
     mixture, generator = plane(), torch.Generator().manual_seed(0)
     sampler = Ancestral(ChainGrid(linear_levels(), "250"), variance=rule)
-    x = sampler.start(torch.randn(2000, *mixture.shape, generator=generator))
+    denoiser = ExactDenoiser(mixture)
+    x = sampler.start(torch.randn(2000, *mixture.shape, generator=generator), denoiser)
     null = torch.full((2000,), 3)
-    x = sampler(ExactDenoiser(mixture), None, x, null, lambda x: noise_like(x, generator))
+    x = sampler(denoiser, None, x, null, lambda x: noise_like(x, generator))
     moments_are_met(mixture, x)
 
 
@@ -172,9 +173,9 @@ def test_guided_samples_have_the_moments_of_their_class():
     """Guided by the exact classifier at scale 1, the marginal model samples the class."""
     mixture, generator = tilted(), torch.Generator().manual_seed(0)
     sampler = Ancestral(ChainGrid(linear_levels(), "150"))
-    x = sampler.start(torch.randn(1000, *mixture.shape, generator=generator))
-    terms = {"classifier": ClassifierGuidance(ExactClassifier(mixture))}
     denoiser = Unconditional(ExactDenoiser(mixture))
+    x = sampler.start(torch.randn(1000, *mixture.shape, generator=generator), denoiser)
+    terms = {"classifier": ClassifierGuidance(ExactClassifier(mixture))}
     x = sampler(denoiser, terms, x, torch.full((1000,), 2), lambda x: noise_like(x, generator))
     moments_are_met(Mixture(mixture.means[2:3], mixture.covariances[2:3]), x)
 
@@ -185,9 +186,9 @@ def test_strong_guidance_puts_all_samples_near_the_class():
     for scale in (0.0, 1.0, 4.0):
         generator = torch.Generator().manual_seed(0)
         sampler = Ancestral(ChainGrid(linear_levels(), "100"), variance=Large())
-        x = sampler.start(torch.randn(500, *mixture.shape, generator=generator))
-        terms = {"classifier": Scaled(ClassifierGuidance(ExactClassifier(mixture)), scale)}
         denoiser = Unconditional(ExactDenoiser(mixture))
+        x = sampler.start(torch.randn(500, *mixture.shape, generator=generator), denoiser)
+        terms = {"classifier": Scaled(ClassifierGuidance(ExactClassifier(mixture)), scale)}
         y = torch.full((500,), 2)
         x = sampler(denoiser, terms, x, y, lambda x, g=generator: noise_like(x, g))
         distance = (x.double()[:, None] - mixture.means).flatten(2).norm(dim=-1)
@@ -216,7 +217,7 @@ def test_levels_that_snap_to_one_are_visited_once():
     snapped = {denoiser.snap(sigma) for sigma in RhoGrid(64).sigmas()}
     assert len(snapped) < 65
     generator = torch.Generator().manual_seed(0)
-    x = sampler.start(torch.ones(1, 1, 1, 2))
+    x = sampler.start(torch.ones(1, 1, 1, 2), denoiser)
     y = torch.zeros(1, dtype=torch.long)
     x = sampler(denoiser, None, x, y, lambda x: noise_like(x, generator), seen.append)
     assert x.isfinite().all()

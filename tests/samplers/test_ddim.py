@@ -104,8 +104,9 @@ def test_it_is_eulers_method_of_an_independent_implementation(run, eta, factor):
     grid = ListedGrid(tuple(tensors["out.sigmas.karras10"].tolist()))
     sampler, seen = DDIM(grid, state_dtype="float64", eta=eta), []
     noise = RecordedNoise(factor * tensors[f"in.{run}.noise"].double()) if eta else no_noise
-    x = sampler.start(tensors["in.x_unit"])
-    x = sampler(ExactDenoiser(mixture), None, x, torch.full((3,), 3), noise, seen.append)
+    denoiser = ExactDenoiser(mixture)
+    x = sampler.start(tensors["in.x_unit"], denoiser)
+    x = sampler(denoiser, None, x, torch.full((3,), 3), noise, seen.append)
     close = {"rtol": 1e-8, "atol": 1e-8}
     assert_close(torch.stack([o.x for o in seen]), tensors[f"out.{run}.x_per_step"], **close)
     assert_close(x, tensors[f"out.{run}.x"], **close)
@@ -114,10 +115,10 @@ def test_it_is_eulers_method_of_an_independent_implementation(run, eta, factor):
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_the_samples_have_the_moments_of_the_mixture(eta):
     mixture, generator, n = plane(), torch.Generator().manual_seed(0), 2000
-    sampler = DDIM(RhoGrid(150, 0.005, 80.0), eta=eta)
-    x = sampler.start(torch.randn(n, *mixture.shape, generator=generator))
+    sampler, denoiser = DDIM(RhoGrid(150, 0.005, 80.0), eta=eta), ExactDenoiser(mixture)
+    x = sampler.start(torch.randn(n, *mixture.shape, generator=generator), denoiser)
     null = torch.full((n,), 3)
-    x = sampler(ExactDenoiser(mixture), None, x, null, lambda x: noise_like(x, generator))
+    x = sampler(denoiser, None, x, null, lambda x: noise_like(x, generator))
     mean, covariance = mixture.moments()
     centred = x.double().flatten(1) - mean
     products = centred[:, :, None] * centred[:, None, :]
@@ -128,8 +129,9 @@ def test_the_samples_have_the_moments_of_the_mixture(eta):
 
 def test_a_chain_starts_where_its_spacing_does():
     sampler, seen = DDIM(ChainGrid(linear_levels(), "ddim25")), []
-    x = sampler.start(torch.ones(1, 1, 1, 2))
-    sampler(ExactDenoiser(plane()), None, x, torch.zeros(1).long(), no_noise, seen.append)
+    denoiser = ExactDenoiser(plane())
+    x = sampler.start(torch.ones(1, 1, 1, 2), denoiser)
+    sampler(denoiser, None, x, torch.zeros(1).long(), no_noise, seen.append)
     levels = linear_levels()
     assert [o.place.sigma for o in seen] == levels.sigmas[960::-40].tolist()
     assert [o.place.index for o in seen] == list(range(25))

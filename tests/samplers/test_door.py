@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from robustguide.denoisers import Unconditional
 from robustguide.guidance import ClassifierFree, ClassifierGuidance, Scaled
+from robustguide.interfaces import Denoiser
 from robustguide.noise import ChainGrid, RhoGrid, linear_levels
 from robustguide.samplers import DDIM, Ancestral, Heun, Large, SeededNoise, sample
 
@@ -118,3 +119,50 @@ def test_the_null_label_is_one_of_those_a_denoiser_with_it_knows():
 def test_labels_outside_the_classes_or_of_another_number_are_refused(has_null, labels, message):
     with pytest.raises(ValueError, match=message):
         sample(ExactDenoiser(plane(), has_null), labels=labels, seeds=[0, 1])
+
+
+@pytest.mark.parametrize("seeds", [None, []])
+def test_no_labels_at_all_are_refused(seeds):
+    with pytest.raises(ValueError, match=r"0\.\.3, at least one.*0 seeds; got 0 labels\."):
+        sample(ExactDenoiser(plane()), labels=[], seeds=seeds)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_an_empty_batch_is_refused(batch_size):
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        sample(ExactDenoiser(plane()), labels=[0], batch_size=batch_size)
+
+
+def test_a_classifier_guides_to_no_null_label():
+    term = Scaled(ClassifierGuidance(ExactClassifier(plane())), 2.0)
+    denoiser = ExactDenoiser(plane())
+    with pytest.raises(ValueError, match=r"3 is the null label, but term 'robust'.*in 0\.\.2"):
+        sample(denoiser, {"robust": term}, labels=[0, 3])
+    free = {"free": ClassifierFree()}
+    assert sample(denoiser, free, labels=[0, 3], sampler=Heun(RhoGrid(2))).isfinite().all()
+
+
+class Marginal(Denoiser):
+    """E[x_0 | x] of a mixture, which has never heard of classes."""
+
+    num_classes = 0
+
+    def __init__(self, mixture):
+        super().__init__()
+        self.exact, self.shape = ExactDenoiser(mixture), mixture.shape
+
+    def predict(self, x, sigma, y):
+        return self.exact.predict(x, sigma, self.exact.null(y))
+
+
+def test_a_network_without_classes_is_guided_by_a_classifier():
+    """To the samples of the conditional denoiser, by Bayes' rule."""
+    mixture, run = tilted(), {"labels": LABELS, "sampler": Heun(RhoGrid(6))}
+    terms = {"robust": ClassifierGuidance(ExactClassifier(mixture))}
+    with pytest.raises(ValueError, match=r"'robust'.* in Unconditional\(\.\.\., num_classes=4\)"):
+        sample(Marginal(mixture), terms, **run)
+    wrapped = Unconditional(Marginal(mixture), num_classes=4)
+    guided = sample(wrapped, terms, **run)
+    assert_close(guided, sample(ExactDenoiser(mixture), **run), rtol=1e-4, atol=1e-4)
+    alone = sample(Marginal(mixture), **run | {"labels": [0] * 6})
+    assert torch.equal(alone, sample(wrapped, **run))

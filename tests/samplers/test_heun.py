@@ -70,7 +70,7 @@ def test_recorded_runs_of_edm(run, arguments):
         acts = [0.05 <= sigma <= 50 for sigma in grid.sigmas()[:-1]]
         draws = [draw for draw, act in zip(recorded, acts, strict=True) if act]
     noise = RecordedNoise(draws)
-    x = tensors[f"in.{run}.latents"].double() * sigmas[0]
+    x = sampler.start(tensors[f"in.{run}.latents"], denoiser)
     x = sampler(denoiser, None, x, torch.zeros(len(x)).long(), noise)
     tolerance = settings["tolerance"]
     atol = tolerance["atol"][f"out.{run}.x"]
@@ -99,8 +99,9 @@ def test_recorded_runs_of_an_independent_implementation(run, grid, arguments, st
         acts = [0.05 <= sigma <= 50 for sigma in levels[:-1]]
         recorded = tensors[f"in.{run}.noise"]
         noise = RecordedNoise(d for d, act in zip(recorded, acts, strict=True) if act)
-    x = sampler.start(tensors["in.x_unit"])
-    x = sampler(ExactDenoiser(mixture), None, x, torch.full((3,), 3), noise, seen.append)
+    denoiser = ExactDenoiser(mixture)
+    x = sampler.start(tensors["in.x_unit"], denoiser)
+    x = sampler(denoiser, None, x, torch.full((3,), 3), noise, seen.append)
     name = "x" if state_dtype == "float64" else "x_float32"
     close = description["tolerance"][name]
     assert_close(x, tensors[f"out.{run}.{name}"], **close)
@@ -125,10 +126,11 @@ def gaussian(variance):
 def error_of(steps, variance=0.25, sigma_min=0.01, sigma_max=10.0):
     """Largest error at sigma_min against m + (x_T - m) sqrt((v + s**2) / (v + sigma_max**2))."""
     mixture, seen = gaussian(variance), []
+    denoiser = ExactDenoiser(mixture)
     sampler = Heun(RhoGrid(steps, sigma_min, sigma_max), state_dtype="float64")
-    start = sampler.start(torch.tensor([[1.0, -0.5], [0.2, 2.0]]).reshape(2, 1, 1, 2))
-    y = torch.zeros(2, dtype=torch.long)
-    sampler(ExactDenoiser(mixture), None, start, y, no_noise, seen.append)
+    noise = torch.tensor([[1.0, -0.5], [0.2, 2.0]]).reshape(2, 1, 1, 2)
+    start, y = sampler.start(noise, denoiser), torch.zeros(2, dtype=torch.long)
+    sampler(denoiser, None, start, y, no_noise, seen.append)
     shrink = math.sqrt((variance + sigma_min**2) / (variance + sigma_max**2))
     exact = mixture.means + (start - mixture.means) * shrink
     return (seen[-1].x - exact).abs().max().item()
@@ -146,9 +148,9 @@ def test_guidance_by_the_exact_classifier_follows_the_flow_of_the_class():
     mixture, y = tilted(), torch.full((3,), 1)
     sampler = Heun(RhoGrid(60, 0.01, 20.0), state_dtype="float64")
     generator = torch.Generator().manual_seed(0)
-    start = sampler.start(torch.randn(3, *mixture.shape, generator=generator))
-    terms = {"classifier": ClassifierGuidance(ExactClassifier(mixture))}
     denoiser = ExactDenoiser(mixture)
+    start = sampler.start(torch.randn(3, *mixture.shape, generator=generator), denoiser)
+    terms = {"classifier": ClassifierGuidance(ExactClassifier(mixture))}
     guided = sampler(Unconditional(denoiser), terms, start, y, no_noise)
     assert_close(guided, sampler(denoiser, None, start, y, no_noise), rtol=1e-9, atol=1e-9)
     variances, axes = mixture.variances[1], mixture.axes[1]
@@ -160,10 +162,10 @@ def test_guidance_by_the_exact_classifier_follows_the_flow_of_the_class():
 @pytest.mark.parametrize("churn", [0.0, 20.0])
 def test_the_samples_have_the_moments_of_the_mixture(churn):
     mixture, generator, n = plane(), torch.Generator().manual_seed(0), 2000
-    sampler = Heun(RhoGrid(40), churn=churn)
-    x = sampler.start(torch.randn(n, *mixture.shape, generator=generator))
+    sampler, denoiser = Heun(RhoGrid(40), churn=churn), ExactDenoiser(mixture)
+    x = sampler.start(torch.randn(n, *mixture.shape, generator=generator), denoiser)
     noise = (lambda x: noise_like(x, generator)) if churn else no_noise
-    x = sampler(ExactDenoiser(mixture), None, x, torch.full((n,), 3), noise)
+    x = sampler(denoiser, None, x, torch.full((n,), 3), noise)
     mean, covariance = mixture.moments()
     centred = x.double().flatten(1) - mean
     products = centred[:, :, None] * centred[:, None, :]
@@ -188,9 +190,10 @@ class Watcher(Guidance):
 def test_both_evaluations_of_a_step_tell_where_they_are():
     watcher, inside, grid = Watcher(), Watcher(), RhoGrid(4, 0.1, 10.0)
     sampler = Heun(grid, churn=1.0, churn_max=5.0, state_dtype="float64")
-    x, y = sampler.start(torch.ones(2, 1, 1, 2)), torch.zeros(2, dtype=torch.long)
+    denoiser, y = ExactDenoiser(plane()), torch.zeros(2, dtype=torch.long)
+    x = sampler.start(torch.ones(2, 1, 1, 2), denoiser)
     terms = {"watcher": watcher, "inside": Within(inside, 0.5, 5.0)}
-    sampler(ExactDenoiser(plane()), terms, x, y, torch.randn_like)
+    sampler(denoiser, terms, x, y, torch.randn_like)
     sigmas = grid.sigmas()
     raised = [s * (1.25 if s <= 5 else 1.0) for s in sigmas]
     want = [raised[0], sigmas[1], raised[1], sigmas[2], raised[2], sigmas[3], raised[3]]
@@ -208,3 +211,16 @@ def test_churn_raises_the_level_by_at_most_the_root_of_two():
     assert sampler.gamma(1.0, 160) == 0.25
     assert sampler.gamma(0.05, 160) == sampler.gamma(50.0, 160) == 0.25
     assert sampler.gamma(0.049, 160) == sampler.gamma(50.1, 160) == 0.0
+
+
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+@pytest.mark.parametrize("name", ["churn", "churn_min", "churn_max", "churn_noise"])
+def test_churn_that_cannot_be_is_refused(name, value):
+    if (name, value) == ("churn_max", math.inf):
+        assert Heun().churn_max == math.inf
+    elif (name, value) == ("churn_min", math.inf):
+        with pytest.raises(ValueError, match="churn_min <= churn_max"):
+            Heun(churn_min=math.inf, churn_max=50.0)
+    else:
+        with pytest.raises(ValueError, match=name):
+            Heun(**{name: value})

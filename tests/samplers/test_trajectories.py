@@ -83,7 +83,7 @@ def test_guided_diffusion(adm, kind, scale, state_dtype):
     sampler = cls(TEN, state_dtype=state_dtype, **arguments)
     watched, seen = Watched(Scaled(guidance, float(scale))), []
     noise = RecordedNoise(tensors["in.noise"])
-    x = sampler.start(tensors["in.x_T"])
+    x = sampler.start(tensors["in.x_T"], denoiser)
     last = sampler(denoiser, {"classifier": watched}, x, tensors["in.y"], noise, seen.append)
     samples = states_in_chain(seen, last)
     results = {
@@ -151,8 +151,9 @@ def test_dit_sampling_with_classifier_free_guidance(dit, kind, state_dtype):
         noise = RecordedNoise(tensors["in.sample_noise"][:, :3])
     terms = {"free": Scaled(ClassifierFree(channels=3), weight=description["cfg_scale"])}
     seen = []
-    x = sampler.start(tensors["in.sample_x_T"][:3])
-    last = sampler(dit_denoiser(dit), terms, x, tensors["in.cfg_y"][:3], noise, seen.append)
+    denoiser = dit_denoiser(dit)
+    x = sampler.start(tensors["in.sample_x_T"][:3], denoiser)
+    last = sampler(denoiser, terms, x, tensors["in.cfg_y"][:3], noise, seen.append)
     results = {
         "samples": states_in_chain(seen, last),
         "pred_xstart": torch.stack([o.denoised for o in seen]),

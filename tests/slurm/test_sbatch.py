@@ -1,0 +1,154 @@
+"""The batch scripts on a real Slurm, as they are."""
+
+import json
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from slurm.cluster import Cluster
+
+from robustguide.checkpoints import read_metadata
+
+pytestmark = pytest.mark.check
+REPOSITORY = Path(__file__).parents[2]
+DIGITS = [
+    *("configs/overlay/digits.yaml", "--config", "configs/overlay/digits_classifier.yaml"),
+    *("--config", "configs/fit/digits_plain.yaml"),
+]
+LEVELS = {"class_path": "robustguide.noise.linear_levels"}
+SAMPLING = {
+    "model": {
+        "class_path": "robustguide.modules.Generation",
+        "init_args": {
+            "denoiser": {
+                "class_path": "robustguide.denoisers.EpsDenoiser",
+                "init_args": {
+                    "net": {
+                        "class_path": "robustguide.nets.MLP",
+                        "init_args": {"shape": [1, 8, 8], "num_classes": 10, "num_null_labels": 1},
+                    },
+                    "levels": LEVELS,
+                    "num_classes": 10,
+                    "shape": [1, 8, 8],
+                },
+            },
+            "sampler": {
+                "class_path": "robustguide.samplers.Ancestral",
+                "init_args": {
+                    "grid": {
+                        "class_path": "robustguide.noise.ChainGrid",
+                        "init_args": {"levels": LEVELS, "spacing": "4"},
+                    },
+                    "clip": 1.0,
+                },
+            },
+        },
+    },
+    "data": {
+        "class_path": "robustguide.data.SeedData",
+        "init_args": {"count": 1, "num_classes": 10},
+    },
+    "trainer": {"callbacks": [{"class_path": "robustguide.callbacks.SampleWriter"}]},
+}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with Cluster() as running:
+        yield running
+
+
+@pytest.fixture
+def send(cluster, tmp_path):
+    """Submits a script from a folder like a clone of the repository; gives the job's number."""
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
+    # the command must come from .venv, and the batch script must find no other Python's
+    own = str(Path(sys.executable).parent)
+    path = ":".join(place for place in os.environ["PATH"].split(":") if place != own)
+    environment = {"PATH": path, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+
+    def submit(script, *arguments, options=()):
+        words = ["sbatch", "--parsable", *options, str(REPOSITORY / "slurm" / script), *arguments]
+        return cluster.run(*words, cwd=tmp_path, **environment)
+
+    return submit
+
+
+def log_of(folder, job):
+    file = folder / f"slurm-{job}.out"
+    return file.read_text(errors="replace") if file.exists() else ""
+
+
+def first_steps(log):
+    """The step at which each start of the training began."""
+    lines = [line for line in log.splitlines() if re.match(r"fit +\d+/\d+ steps", line)]
+    return [int(re.search(r"(\d+)/", line)[1]) for line in lines if "it/s" not in line]
+
+
+def test_training_on_two_nodes_leaves_a_classifier(cluster, send, tmp_path):
+    job = send("fit.sbatch", *DIGITS, "--trainer.max_steps=20", options=["--nodes=2"])
+    assert cluster.wait(job)["JobState"] == "COMPLETED", log_of(tmp_path, job)
+    run = tmp_path / f"runs/robustguide-fit-{job}"
+    assert read_metadata(run / "classifier.safetensors").extra["steps"] == 20
+    assert json.loads((run / "results.json").read_text())["run"]["world_size"] == 2
+    assert os.listdir(tmp_path / "runs") == [run.name]
+
+
+def test_a_training_that_is_told_to_stop_is_requeued_and_resumes(cluster, send, tmp_path):
+    steps = 2000
+    job = send("fit.sbatch", *DIGITS, f"--trainer.max_steps={steps}")
+    end = time.monotonic() + 60
+    while f"/{steps} steps   10%" not in log_of(tmp_path, job):
+        assert time.monotonic() < end, log_of(tmp_path, job)
+        time.sleep(0.2)
+    cluster.run("scancel", "--signal=USR1", job)  # what --signal sends before the time limit
+    described = cluster.wait(job)
+    log = log_of(tmp_path, job)
+    assert (described["JobState"], described["Restarts"]) == ("COMPLETED", "1"), log
+    began = first_steps(log)
+    assert began[0] == 0 and len(began) == 2 and steps / 10 <= began[1] < steps, log
+    run = tmp_path / f"runs/robustguide-fit-{job}"
+    assert (run / "hpc_ckpt_1.ckpt").is_file() and not (run / "hpc_ckpt_2.ckpt").exists()
+    assert read_metadata(run / "classifier.safetensors").extra["steps"] == steps
+
+
+def test_a_training_that_fails_is_a_job_that_fails(cluster, send, tmp_path):
+    missing = send("fit.sbatch", "configs/fit/no_such.yaml")
+    unnamed = send("fit.sbatch")
+    for job, said in ((missing, "no_such.yaml"), (unnamed, "name a configuration")):
+        described = cluster.wait(job)
+        assert described["JobState"] == "FAILED" and described["ExitCode"] != "0:0"
+        assert said in log_of(tmp_path, job)
+
+
+def pixels(run):
+    """Images by file name."""
+    return {
+        file.name: np.asarray(Image.open(file)).astype(int)
+        for file in sorted(run.glob("images/*.png"))
+    }
+
+
+def test_tasks_of_an_array_make_the_images_of_their_range(cluster, send, tmp_path):
+    (tmp_path / "sampling.yaml").write_text(yaml.safe_dump(SAMPLING))
+    some = send("sample_array.sbatch", "sampling.yaml", "2", options=["--array=1,3"])
+    whole = send("sample_array.sbatch", "sampling.yaml", "8", options=["--array=0"])
+    for task in (f"{some}_1", f"{some}_3", f"{whole}_0"):
+        assert cluster.wait(task)["JobState"] == "COMPLETED", log_of(tmp_path, task)
+    runs = tmp_path / "runs"
+    assert sorted(os.listdir(runs / f"robustguide-sample-{some}")) == ["1", "3"]
+    second, fourth = (pixels(runs / f"robustguide-sample-{some}/{task}") for task in (1, 3))
+    assert list(second) == ["00000002.png", "00000003.png"]
+    assert list(fourth) == ["00000006.png", "00000007.png"]
+    together = pixels(runs / f"robustguide-sample-{whole}/0")
+    assert len(together) == 8
+    for name, image in (second | fourth).items():  # round-off may change a pixel by one
+        assert np.abs(image - together[name]).max() <= 1
+    assert np.abs(together["00000002.png"] - together["00000003.png"]).max() > 10
