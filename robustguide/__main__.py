@@ -1,5 +1,6 @@
 """The command `robustguide`: dispatch, help and errors, without importing torch."""
 
+import errno
 import os
 import sys
 from importlib import import_module
@@ -92,15 +93,24 @@ def main(args: list[str] | None = None) -> object:
 def entry() -> None:
     """Runs a command; a fault of the input is one clear message and exit code 1."""
     try:
-        main()
+        code = main()
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("ROBUSTGUIDE_TRACEBACK"):
             raise
-        print(f"robustguide: {error}", file=sys.stderr)
+        print(f"robustguide: {error}{repair_of(error)}", file=sys.stderr)
         print("(set ROBUSTGUIDE_TRACEBACK=1 to see where this comes from)", file=sys.stderr)
         raise SystemExit(1) from None
+    if isinstance(code, int) and code:
+        raise SystemExit(code)
+
+
+def repair_of(error: Exception) -> str:
+    """What the system's own messages leave out."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return ". Free space there, or give another folder as trainer.default_root_dir."
+    return ""
 
 
 if __name__ == "__main__":

@@ -9,15 +9,17 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib import import_module
+from textwrap import shorten
 from typing import NamedTuple
 
 NOISE = re.compile(
-    r"Does not validate against|Subtypes: |Errors:$|Given value type: |Subclass types expect one of"
-    r"|a class path \(str\)|a dict with|Not a valid subclass of|Expected a path but .* not accessible"
-    r"|Expected a dot import path"
+    r"Does not validate against|Subtypes: |Errors:$|Given value type: "
+    r"|Subclass types expect one of|a class path \(str\)|a dict with|Expected a dot import path"
+    r"|Expected a path but .* not accessible"
 )
 KEY = re.compile(r'Parser key "(.+?)":\s*(.*)')
 CLASS = re.compile(r"Problem with given class_path '(.+?)':")
+SUBCLASS = re.compile(r"Not a valid subclass of (\w+)(?:\. Got value: (.*))?")
 EXPECTED = re.compile(r"Expected a <class '(.+?)'>(?:\. Got value: (.*))?")
 GIVEN = re.compile(r"Given value: (.*)")
 NESTED = re.compile(r"NestedArg\(key='.*', val=(.*)\)")
@@ -61,14 +63,15 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
 
 def read(message: str) -> Complaint:
     """Takes a message apart."""
-    keys: list[str] = []
+    keys: list[tuple[int, str]] = []
     rest: list[str] = []
     types: list[str] = []
     class_path = given = ""
     for line in message.splitlines():
+        indent = len(line) - len(line.lstrip())
         line = line.strip().removeprefix("- ")
         if match := KEY.search(line):
-            keys.append(match[1])
+            keys = [key for key in keys if key[0] < indent] + [(indent, match[1])]
             line = match[2]
         if match := CLASS.search(line):
             class_path = match[1]
@@ -76,13 +79,18 @@ def read(message: str) -> Complaint:
             given = given or match[2] or ""
             if match[1] != "NoneType":  # every part of a configuration may be null
                 types.append(match[1].rpartition(".")[2])
+        elif match := SUBCLASS.match(line):
+            given = given or match[2] or ""
+            types.append(f"the class path of a {match[1]}")
         elif match := GIVEN.match(line):
             given = given or match[1]
         elif line and not NOISE.match(line):
             rest.append(line)
+    given = given.partition(". Got value: ")[0]
     if match := NESTED.match(given):
         given = match[1]
-    return Complaint(".".join(once(keys)), class_path, once(types), given, once(rest))
+    where = ".".join(name for _, name in keys)
+    return Complaint(where, class_path, once(types), shorten(given, 200), once(rest))
 
 
 def once(lines: list[str]) -> list[str]:
@@ -117,7 +125,7 @@ def parameters(class_path: str) -> list[str]:
     """What a class takes; the parser has imported it already."""
     module, _, name = class_path.rpartition(".")
     try:
-        return [str(key) for key in inspect.signature(getattr(import_module(module), name)).parameters]
+        return list(inspect.signature(getattr(import_module(module), name)).parameters)
     except (ImportError, AttributeError, ValueError, TypeError):
         return []
 

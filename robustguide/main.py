@@ -4,10 +4,12 @@ import logging
 import os
 import sys
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NoReturn
 
 from jsonargparse import set_parsing_settings
 from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, Checkpoint, WeightAveraging
 from lightning.pytorch.cli import (
     ArgsType,
@@ -16,7 +18,6 @@ from lightning.pytorch.cli import (
     SaveConfigCallback,
 )
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from robustguide.callbacks import Export, NoiseCurves, Progress, Results
 from robustguide.complaints import explain, innermost
@@ -63,10 +64,27 @@ class CommandLine(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Without the warning about arguments that were given twice: ours were only passed on."""
-        self.config = parser.parse_args(args)
+        self.config = parser.parse_args(args)  # type: ignore[arg-type]  # a list, see `run`
 
     def _parse_ckpt_path(self) -> None:
-        """The configuration is what was asked for, not what a checkpoint was trained with."""
+        """Takes nothing from a trainer's checkpoint: the configuration is what was asked for.
+
+        Raises:
+            FileNotFoundError: When it is not there.
+            ValueError: For an exported file.
+        """
+        path = self.config[self.config.subcommand].ckpt_path
+        if path and path not in ("best", "last", "hpc") and not Path(path).exists():
+            raise FileNotFoundError(
+                f"The checkpoint {path} does not exist (from {Path.cwd()}); give a .ckpt file "
+                "that a run wrote into its folder's checkpoints/."
+            )
+        if path and path.endswith(".safetensors"):
+            raise ValueError(
+                f"{path} holds a network and no state of a run; --ckpt_path resumes from a .ckpt "
+                "file. To start from this network, name it as the classifier (or denoiser) of the "
+                "model, with robustguide.checkpoints.load_classifier (or load_denoiser)."
+            )
 
     def instantiate_classes(self) -> None:
         """Builds everything.
@@ -86,8 +104,12 @@ class CommandLine(LightningCLI):
         if config["logger"] in (None, True):
             # a fixed version: a run that is requeued continues its curves
             kwargs["logger"] = TensorBoardLogger(root, name="", version="")
+        if config["enable_progress_bar"] is False:
+            defaults = self.trainer_defaults["callbacks"]
+            shown = [c for c in defaults if not isinstance(c, Progress)]
+            self.trainer_defaults["callbacks"] = shown
         trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks.sort(key=turn)
+        trainer.callbacks.sort(key=turn)  # type: ignore[attr-defined]  # set by a connector
         return trainer
 
     def predict(self, **kwargs: Any) -> None:
@@ -144,15 +166,16 @@ def claim(root: Path) -> None:
     found = sorted(root.glob("hpc_ckpt_*.ckpt"))
     if found and owner != identity:
         raise ValueError(
-            f"{root} holds {found[-1].name} of SLURM job {owner or 'unknown'}, and Lightning would "
-            f"continue it in job {identity}. Give this run a trainer.default_root_dir of its own, or "
-            "move that file away and pass it as --ckpt_path to continue it on purpose."
+            f"{root} holds {found[-1].name} of SLURM job {owner or 'unknown'}, and Lightning "
+            f"would continue it in job {identity}. Give this run a trainer.default_root_dir of "
+            "its own, or move that file away and pass it as --ckpt_path to continue on purpose."
         )
-    root.mkdir(parents=True, exist_ok=True)
-    note.write_text(identity)
+    if owner != identity:  # after a requeue it is there, and other processes may be reading it
+        with whole(note) as part:
+            part.write_text(identity)
 
 
-def run(args: ArgsType = None) -> LightningCLI:
+def run(args: list[str] | None = None) -> LightningCLI:
     """Parses a command line and runs its subcommand.
 
     Args:
@@ -182,3 +205,10 @@ def run(args: ArgsType = None) -> LightningCLI:
         )
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
+    except (UnpicklingError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
+            raise
+        raise ValueError(
+            "The file given as --ckpt_path is damaged, or no checkpoint of a trainer; give a "
+            ".ckpt file that a run wrote."
+        ) from error

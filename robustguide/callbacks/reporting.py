@@ -5,10 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
-from torchvision.io import ImageReadMode, decode_png, read_file
+from PIL import Image
 
 from robustguide.report.figures import save
 
@@ -77,8 +78,8 @@ def publish(trainer: Trainer, name: str, draw: Callable[[], Figure]) -> None:
     path = save(draw(), run_folder(trainer) / f"{name.replace('/', '_')}.png")
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            pixels = decode_png(read_file(str(path)), ImageReadMode.RGB)
-            logger.experiment.add_image(name, pixels, trainer.global_step)
+            pixels = np.asarray(Image.open(path).convert("RGB"))
+            logger.experiment.add_image(name, pixels, trainer.global_step, dataformats="HWC")
 
 
 def plain(value: float) -> float | None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import yaml
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
 
 from robustguide.callbacks.reporting import Reporting, callbacks_of, run_folder
 from robustguide.checkpoints import sha256_of
@@ -43,6 +44,10 @@ class Results(Callback):
         """Writes the file."""
         self._write(trainer, module, "test")
 
+    def on_predict_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Writes the file."""
+        self._write(trainer, module, "predict")
+
     def _write(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         if not trainer.is_global_zero:
             return
@@ -73,8 +78,10 @@ class Results(Callback):
 
 def provenance(trainer: Trainer, stage: str) -> dict[str, Any]:
     """Configuration, versions, commit, devices and hashes of the checkpoints that were named."""
-    file = run_folder(trainer) / "config.yaml"
-    config = yaml.safe_load(file.read_text()) if file.is_file() else None
+    config = None
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+    if any(isinstance(callback, SaveConfigCallback) for callback in callbacks):
+        config = yaml.safe_load((run_folder(trainer) / "config.yaml").read_text())
     return {
         "stage": stage,
         "config": config,

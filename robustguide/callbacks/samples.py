@@ -2,15 +2,19 @@
 
 import json
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
+from PIL import Image
 from safetensors.torch import save_file
-from torch import Tensor
-from torchvision.io import encode_png
+from torch import Tensor, distributed
 
 from robustguide.callbacks.reporting import Reporting, publish, run_folder
+from robustguide.callbacks.results import checkpoints_in
+from robustguide.checkpoints import sha256_of
+from robustguide.data import SeedData
 from robustguide.files import whole
 from robustguide.interfaces import Classifier, to_pixels
 from robustguide.metrics import CalibrationByNoise
@@ -77,11 +81,11 @@ class SampleGrid(Reporting):
     def __init__(self, count: int = 50, columns: int = 10) -> None:
         super().__init__()
         self.count, self.columns = count, columns
-        self.images: list[Tensor] = []
+        self.kept: dict[int, Tensor] = {}
 
     def on_test_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Forgets the last run's."""
-        self.images = []
+        self.kept = {}
 
     def on_test_batch_end(
         self,
@@ -92,16 +96,22 @@ class SampleGrid(Reporting):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keeps the first ones."""
-        missing = self.count - sum(len(images) for images in self.images)
+        """Keeps the first ones of this process."""
+        missing = self.count - len(self.kept)
         if missing > 0:
-            self.images.append(outputs["images"][:missing].cpu())
+            images = outputs["images"][:missing].cpu()
+            self.kept |= zip(outputs["index"].tolist(), images, strict=False)
 
     def on_test_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Publishes the grid, and keeps its images as a file for pages that compare runs."""
+        parts = [self.kept]
+        if distributed.is_available() and distributed.is_initialized():
+            parts *= trainer.world_size
+            distributed.all_gather_object(parts, self.kept)
+        kept = {index: image for part in parts for index, image in part.items()}
         if not trainer.is_global_zero:
             return
-        images = torch.cat(self.images)
+        images = torch.stack([kept[index] for index in sorted(kept)[: self.count]])
         publish(trainer, "test/samples", partial(figures.image_grid, images, self.columns))
         pixels = {"pixels": to_pixels(images)}
         with whole(run_folder(trainer) / "samples.safetensors") as part:
@@ -109,10 +119,34 @@ class SampleGrid(Reporting):
 
 
 class SampleWriter(Reporting):
-    """Writes generated images as `images/<index>.png` and a line for each to `samples.jsonl`.
+    """Writes generated images as `images/<index>.png`, at last a line of each in `samples.jsonl`.
 
-    A file has its final name only when it is whole, so a run that was stopped can be repeated.
+    A file has its final name only when it is whole, and what is there is not made again: a run
+    that was stopped goes on with the same command. `images/made_from.json` says what the images
+    were made from, and images of anything else are not mixed with them.
     """
+
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        """Leaves out the images that are there.
+
+        Raises:
+            ValueError: When they were made from something else.
+        """
+        folder, data = images_folder(trainer), seeds(trainer)
+        if stage != "predict":
+            return
+        note, made_from = folder / "made_from.json", origin(module, data)
+        if note.is_file() and json.loads(note.read_text()) != made_from:
+            raise ValueError(
+                f"{folder} holds images of other networks, guidance or labels (see {note.name}); "
+                "give this run a trainer.default_root_dir of its own, or delete that folder."
+            )
+        if trainer.is_global_zero:
+            with whole(note) as part:
+                part.write_text(json.dumps(made_from, indent=1))
+        if data is not None:
+            done = (path.stem for path in folder.glob("*.png"))
+            data.leave_out({int(stem) for stem in done if stem.isdecimal()})
 
     def on_predict_batch_end(
         self,
@@ -124,19 +158,55 @@ class SampleWriter(Reporting):
         dataloader_idx: int = 0,
     ) -> None:
         """Writes a batch."""
-        folder = run_folder(trainer) / "images"
-        folder.mkdir(parents=True, exist_ok=True)
-        lines = []
-        rows = zip(outputs["index"].tolist(), outputs["y"].tolist(), strict=True)
-        for image, (index, y) in zip(to_pixels(outputs["images"]).cpu(), rows, strict=True):
-            png = bytes(encode_png(image).numpy())
-            name = f"{index:08d}.png"
-            with whole(folder / name) as part:
-                part.write_bytes(png)
-            names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
-            lines.append(
-                {"index": index, "file": f"images/{name}", "y": y, "class": names and names[y]}
-            )
-        with open(run_folder(trainer) / f"samples-{trainer.global_rank}.jsonl", "a") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+        pixels = to_pixels(outputs["images"]).movedim(1, -1).cpu().numpy()
+        for image, index in zip(pixels, outputs["index"].tolist(), strict=True):
+            with whole(images_folder(trainer) / file_name(index)) as part:
+                Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(
+                    part, format="png"
+                )
 
+    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        """Lists the images; here, since predictions without anything left to do do not end."""
+        data = seeds(trainer)
+        if stage != "predict" or data is None:
+            return
+        trainer.strategy.barrier()  # the other processes' images
+        rows = zip(data.indices, data.y.tolist(), strict=True)
+        lines = [
+            {"index": i, "file": f"images/{file_name(i)}", "y": y, "class": data.class_names[y]}
+            for i, y in rows
+            if (images_folder(trainer) / file_name(i)).is_file()
+        ]
+        if trainer.is_global_zero:
+            with whole(run_folder(trainer) / "samples.jsonl") as part:
+                part.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def seeds(trainer: Trainer) -> SeedData | None:
+    """The data module of a generation, where there is one."""
+    data = getattr(trainer, "datamodule", None)
+    return data if isinstance(data, SeedData) else None
+
+
+def images_folder(trainer: Trainer) -> Path:
+    """Where a run writes its images."""
+    return run_folder(trainer) / "images"
+
+
+def file_name(index: int) -> str:
+    """Of the image of a number."""
+    return f"{index:08d}.png"
+
+
+def origin(module: LightningModule, data: SeedData | None) -> dict[str, Any]:
+    """All that decides how the image of a number looks, as plain data."""
+    config = {key: module.hparams.get(key) for key in ("denoiser", "sampler", "guidance")}
+    described = {
+        **config,
+        "labels": data and [type(data.labels).__name__, vars(data.labels)],
+        "checkpoints": {path: sha256_of(path) for path in sorted(set(checkpoints_in(config)))},
+    }
+    # what was built in Python, and not by a configuration, is told by its type alone
+    plain = json.dumps(described, default=lambda value: type(value).__name__)
+    answer: dict[str, Any] = json.loads(plain)
+    return answer

@@ -5,7 +5,7 @@ generator that i seeds, so neither the batch size nor the number of processes ch
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -136,8 +136,14 @@ class SeedData(Classes):
                 f"{num_classes}; they must agree."
             )
         self.indices, self.batch_size = range(first, first + count), batch_size
-        rule = labels or Balanced()
-        self.y = torch.tensor([rule.label(index, num_classes) for index in self.indices])
+        self.labels, self.done = labels or Balanced(), frozenset[int]()
+        self.y = torch.tensor([self.labels.label(index, num_classes) for index in self.indices])
+        wrong = self.y[(self.y < 0) | (self.y >= num_classes)].tolist()
+        if wrong:  # here, because on a GPU a wrong index aborts the process
+            raise ValueError(
+                f"{type(self.labels).__name__} gives label {wrong[0]}; with {num_classes} classes "
+                f"labels must lie in 0..{num_classes - 1}."
+            )
         self._reference, self.reference_split = reference, reference_split
 
     @property
@@ -149,6 +155,12 @@ class SeedData(Classes):
         """All the numbers."""
         return SeedLoader(self.indices, self.y, self.batch_size, self.trainer)
 
+    def leave_out(self, done: Collection[int]) -> None:
+        """Numbers of images that are there already, and that predictions need not make again."""
+        self.done = frozenset(done)
+
     def predict_dataloader(self) -> SeedLoader:
-        """All the numbers."""
-        return self.test_dataloader()
+        """The numbers that are left."""
+        rows = [row for row, index in enumerate(self.indices) if index not in self.done]
+        indices = [self.indices[row] for row in rows]
+        return SeedLoader(indices, self.y[rows], self.batch_size, self.trainer)

@@ -30,9 +30,10 @@ class Evaluated:
 @contextmanager
 def counted(denoiser: Denoiser, terms: nn.Module, evaluated: Evaluated) -> Iterator[None]:
     """Counts the rows that the denoisers and the guiding classifiers see; host numbers only."""
+    inside: list[Denoiser] = []
     with ExitStack() as stack:
         for module in {*outermost(denoiser, Denoiser), *outermost(terms, Denoiser)}:
-            stack.enter_context(counted_predictions(module, evaluated))
+            stack.enter_context(counted_predictions(module, evaluated, inside))
         for module in set(outermost(terms, Classifier)):
             hook = module.register_forward_pre_hook(counting_rows(evaluated))
             stack.callback(hook.remove)
@@ -49,13 +50,22 @@ def counting_rows(evaluated: Evaluated) -> Callable[[nn.Module, tuple[Any, ...]]
 
 
 @contextmanager
-def counted_predictions(denoiser: Denoiser, evaluated: Evaluated) -> Iterator[None]:
-    """Stands before a denoiser's `predict` for a while (hooks see only calls of the module)."""
+def counted_predictions(
+    denoiser: Denoiser, evaluated: Evaluated, inside: list[Denoiser]
+) -> Iterator[None]:
+    """Stands before a denoiser's `predict` for a while (hooks see only calls of the module).
+
+    A denoiser that answers for another one, inside of it, is not counted twice.
+    """
     predict = denoiser.predict
 
     def counting(x: Tensor, sigma: Tensor, y: Tensor) -> Prediction:
-        evaluated.denoiser += len(x)
-        return predict(x, sigma, y)
+        evaluated.denoiser += 0 if inside else len(x)
+        inside.append(denoiser)
+        try:
+            return predict(x, sigma, y)
+        finally:
+            inside.pop()
 
     denoiser.predict = counting  # type: ignore[method-assign]
     try:

@@ -1,5 +1,7 @@
 """Training of denoisers."""
 
+from typing import Any
+
 import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -7,7 +9,8 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from robustguide.interfaces import Denoiser
-from robustguide.modules.optimization import optimization, start_step
+from robustguide.modules.optimization import optimization, thaw
+from robustguide.modules.resuming import refuse_other_network, start_step
 from robustguide.modules.robust import EVALUATION, Batch
 from robustguide.noise import NoiseDistribution, noise_like, perturb
 from robustguide.samplers import SeededNoise
@@ -69,10 +72,12 @@ class Denoising(LightningModule):
                     f"The data's {field} is {theirs}, the denoiser's {ours}; set "
                     f"model.denoiser.init_args.{field} (and the network's) to the data's."
                 )
+        if stage == "fit":
+            thaw(self.denoiser, self.rates)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seeds the step."""
-        start_step(self, self.seed, batch_idx)
+        start_step(self, self.seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean weighted squared error."""
@@ -100,6 +105,10 @@ class Denoising(LightningModule):
         error = (denoised - x_0).square().flatten(1).mean(1)
         weighted: Tensor = self.denoiser.loss_weight(sigma) * error
         return weighted.mean()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See `refuse_other_network`."""
+        refuse_other_network(self, checkpoint)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer over the denoiser."""

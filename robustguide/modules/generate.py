@@ -1,7 +1,5 @@
 """Guided sampling from checkpoints, and what is watched on the way."""
 
-from typing import Any
-
 import torch
 from lightning import LightningModule
 from torch import Tensor
@@ -10,6 +8,7 @@ from robustguide.guidance import Guidance, Guided, terms_of
 from robustguide.interfaces import Classifier, Denoiser
 from robustguide.modules.cost import Evaluated, counted
 from robustguide.samplers import Observation, Sampler, SeededNoise
+from robustguide.samplers.base import Observe
 
 Seeds = tuple[Tensor, Tensor]
 
@@ -62,15 +61,30 @@ class Generation(LightningModule):
                 f"{self.denoiser.num_classes}; set data.num_classes to the denoiser's."
             )
 
-    def generate(self, batch: Seeds) -> dict[str, Any]:
+    def generate(self, batch: Seeds, observe: Observe | None = None) -> dict[str, Tensor]:
         """Images of a batch of seeds and labels.
 
+        Args:
+            batch: Numbers (b,) and labels (b,) of the images.
+            observe: Called once a step.
+
         Returns:
-            `images` (b, c, h, w) clamped to [-1, 1], `y`, `index`, `denoised`
-            (watched, b, c, h, w) and, with an observer, `logits` (watched, b, k).
+            `images` (b, c, h, w) clamped to [-1, 1], `y` and `index`.
         """
         index, y = batch
         noise = SeededNoise(index.tolist())
+        x = self.sampler.start(noise.draw(self.denoiser.shape, self.device), self.denoiser)
+        with counted(self.denoiser, self.guidance, self.evaluated):
+            terms = terms_of(self.guidance)
+            images = self.sampler(self.denoiser, terms, x, y, noise, observe)
+        self.evaluated.images += len(index)
+        return {"images": images.float().clamp(-1, 1), "y": y, "index": index}
+
+    def test_step(self, batch: Seeds, batch_idx: int) -> dict[str, Tensor]:
+        """As `generate`; and `denoised` (watched, b, c, h, w), `logits` (watched, b, k) of it.
+
+        Logits only with an observer, at the watched steps.
+        """
         denoised: list[Tensor] = []
         logits: list[Tensor] = []
 
@@ -80,26 +94,15 @@ class Generation(LightningModule):
             denoised.append(step.denoised.float())
             if self.observer is not None:
                 self.evaluated.observer += len(step.x)
+                clean = step.x.new_zeros(len(step.x), dtype=torch.float32)
                 # not through its hooks: one that also guides would count these rows as guidance
-                logits.append(self.observer.forward(denoised[-1], denoised[-1].new_zeros(len(y))))
+                logits.append(self.observer.forward(denoised[-1], clean))
 
-        x = self.sampler.start(noise.draw(self.denoiser.shape, self.device), self.denoiser)
-        with counted(self.denoiser, self.guidance, self.evaluated):
-            terms = terms_of(self.guidance)
-            images = self.sampler(self.denoiser, terms, x, y, noise, watch)
-        self.evaluated.images += len(index)
-        answer = {"images": images.float().clamp(-1, 1), "y": y, "index": index}
-        answer["denoised"] = torch.stack(denoised)
-        if logits:
-            answer["logits"] = torch.stack(logits)
-        return answer
+        answer = self.generate(batch, watch) | {"denoised": torch.stack(denoised)}
+        return answer | {"logits": torch.stack(logits)} if logits else answer
 
-    def test_step(self, batch: Seeds, batch_idx: int) -> dict[str, Any]:
-        """See `generate`."""
-        return self.generate(batch)
-
-    def predict_step(self, batch: Seeds, batch_idx: int) -> dict[str, Any]:
-        """See `generate`."""
+    def predict_step(self, batch: Seeds, batch_idx: int) -> dict[str, Tensor]:
+        """See `generate`; nothing is watched."""
         return self.generate(batch)
 
     def configure_optimizers(self) -> None:

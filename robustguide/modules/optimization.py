@@ -1,14 +1,11 @@
-"""Optimizers with a learning rate for every part of a network, and stepwise randomness."""
+"""Optimizers with a learning rate for every part of a network, and what is frozen."""
 
+import math
 from collections.abc import Mapping
 
-import torch
-from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
-
-from robustguide.samplers.seeds import mixed
 
 
 def optimization(
@@ -27,16 +24,11 @@ def optimization(
             longest one that fits; 0 freezes them.
 
     Raises:
-        ValueError: For a prefix that no parameter has.
+        ValueError: See `thaw`.
     """
-    groups: dict[float, list[nn.Parameter]] = {}
-    for multiple, parameters in grouped(network, rates or {}).items():
-        for parameter in parameters:
-            parameter.requires_grad_(multiple > 0)
-        if multiple > 0:
-            groups[multiple] = parameters
-    if not groups:
-        raise ValueError(f"rates {dict(rates or {})} freeze every parameter; leave some to train.")
+    thaw(network, rates)
+    found = grouped(network, rates or {})
+    groups = {multiple: parameters for multiple, parameters in found.items() if multiple > 0}
     made = optimizer([{"params": parameters} for parameters in groups.values()])
     for group, multiple in zip(made.param_groups, groups, strict=True):
         group["lr"] *= multiple
@@ -46,6 +38,31 @@ def optimization(
         "optimizer": made,
         "lr_scheduler": {"scheduler": scheduler(made), "interval": "step"},
     }
+
+
+def thaw(network: nn.Module, rates: Mapping[str, float] | None) -> None:
+    """Readies a network for training, one that was loaded frozen as well.
+
+    Everything trains and is in training mode, except that what a rate of 0 freezes keeps its batch
+    statistics too. Asked for before DDP looks at the parameters, and it does so before it makes
+    optimizers; validation gives the modes back as they were.
+
+    Raises:
+        ValueError: For a prefix that no parameter has, a rate that is no multiple, or when nothing
+            is left to train.
+    """
+    wrong = {name: rate for name, rate in (rates or {}).items() if not 0 <= rate < math.inf}
+    if wrong:
+        raise ValueError(f"rates are multiples of the learning rate, 0 or more, got {wrong}.")
+    groups = grouped(network, rates or {})
+    if not any(groups):
+        raise ValueError(f"rates {dict(rates or {})} freeze every parameter; leave some to train.")
+    for multiple, parameters in groups.items():
+        for parameter in parameters:
+            parameter.requires_grad_(multiple > 0)
+    for name, module in network.named_modules():
+        # by name, since a part of what is frozen may have a rate of its own
+        module.training = multiple_of(f"{name}.", rates or {}) > 0
 
 
 def grouped(network: nn.Module, rates: Mapping[str, float]) -> dict[float, list[nn.Parameter]]:
@@ -58,22 +75,11 @@ def grouped(network: nn.Module, rates: Mapping[str, float]) -> dict[float, list[
             )
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
-        fitting = [prefix for prefix in rates if name.startswith(prefix)]
-        multiple = rates[max(fitting, key=len)] if fitting else 1.0
-        groups.setdefault(multiple, []).append(parameter)
+        groups.setdefault(multiple_of(name, rates), []).append(parameter)
     return groups
 
 
-def frozen_parts(network: nn.Module, rates: Mapping[str, float] | None) -> list[nn.Module]:
-    """Submodules named by a rate of 0, which then keep their evaluation mode as well."""
-    prefixes = {prefix.removesuffix(".") for prefix, rate in (rates or {}).items() if rate == 0}
-    return [module for name, module in network.named_modules() if name in prefixes]
-
-
-def start_step(module: LightningModule, seed: int, batch_idx: int) -> None:
-    """Makes every random number of a training step a function of the step alone.
-
-    So a run that was stopped and resumed equals an unbroken one, dropout included.
-    """
-    trainer = module.trainer
-    torch.manual_seed(mixed(seed, trainer.current_epoch, batch_idx, trainer.global_rank))
+def multiple_of(name: str, rates: Mapping[str, float]) -> float:
+    """The rate of the longest prefix that fits; 1 where none does."""
+    fitting = [prefix for prefix in rates if name.startswith(prefix)]
+    return rates[max(fitting, key=len)] if fitting else 1.0

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from lightning import LightningModule
 
+from robustguide.checkpoints.mismatch import listed, mismatches, shapes_of
 from robustguide.samplers.seeds import mixed
 
 
@@ -25,18 +26,10 @@ def refuse_other_network(module: LightningModule, checkpoint: dict[str, Any]) ->
         ValueError: When tensors differ in name or shape.
     """
     theirs = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
-    ours = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    differ = [name for name in {**ours, **theirs} if theirs.get(name) != ours.get(name)]
-    if differ:
-        name = differ[0]
+    wrong = mismatches(theirs, shapes_of(module), ("checkpoint", "configuration"))
+    if wrong:
         raise ValueError(
-            f"The checkpoint is of another network: {len(differ)} tensors differ, such as {name}, "
-            f"which is {shown(theirs.get(name))} in the checkpoint and {shown(ours.get(name))} in "
-            "the configuration. Resume with the configuration that the run was started with, or "
-            "fine-tune from its exported .safetensors file."
+            f"The trainer's checkpoint is of another network: {listed(wrong, most=3)}. Resume "
+            "with the configuration that the run was started with, or fine-tune from its exported "
+            ".safetensors file."
         )
-
-
-def shown(shape: tuple[int, ...] | None) -> str:
-    """A shape in words."""
-    return "absent" if shape is None else f"of shape {list(shape)}"

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from robustguide.attacks import Attack
 from robustguide.interfaces import Classifier
-from robustguide.modules.optimization import frozen_parts, optimization, start_step
+from robustguide.modules.optimization import optimization, thaw
+from robustguide.modules.resuming import refuse_other_network, start_step
 from robustguide.noise import NoiseDistribution, noise_like, perturb
 from robustguide.samplers import SeededNoise
 
@@ -82,18 +83,17 @@ class RobustClassification(LightningModule):
                 f"{self.classifier.num_classes}; set model.classifier.init_args.num_classes (and "
                 "the network's) to the data's."
             )
+        if stage == "fit":
+            thaw(self.classifier, self.rates)
 
     def on_fit_start(self) -> None:
-        """Takes a loaded network out of evaluation mode, and states the threat model."""
-        self.classifier.train()
+        """States the threat model."""
         rank_zero_info(f"Training attack: {self.attack or 'none'}")
         rank_zero_info(f"Evaluation attack: {self.evaluation_attack or 'none'}")
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Keeps frozen parts in evaluation mode and seeds the step."""
-        for part in frozen_parts(self.classifier, self.rates):
-            part.eval()
-        start_step(self, self.seed, batch_idx)
+        """Seeds the step."""
+        start_step(self, self.seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss on the attacked images alone."""
@@ -138,6 +138,10 @@ class RobustClassification(LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """See `evaluation_step`."""
         return self.evaluation_step(batch)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See `refuse_other_network`."""
+        refuse_other_network(self, checkpoint)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer over the classifier."""

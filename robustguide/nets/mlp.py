@@ -1,7 +1,7 @@
 """Residual networks on flattened pixels, for images too small for convolutions to pay.
 
-A block is `h + W_2 SiLU(shift + (1 + scale) * W_1 LayerNorm(h))`, with shift and scale read from an
-embedding of the noise level and, for a denoiser, of the label.
+A block is `h + W_2 SiLU(shift + (1 + scale) * W_1 LayerNorm(h))`, with shift and scale read from
+an embedding of the noise level and, for a denoiser, of the label.
 """
 
 import math
@@ -38,8 +38,8 @@ class ModulatedBlock(nn.Module):
 class MLP(nn.Module):
     """Residual network of an image and a noise level, and of a label where it has labels.
 
-    Called as `net(x, t, y)` with labels and as `net(x, t)` without. It answers with an image like x
-    (a denoiser) or with `num_logits` logits (a classifier).
+    Called as `net(x, t, y)` with labels and as `net(x, t)` without. It answers with an image like
+    x (a denoiser) or with `num_logits` logits (a classifier).
 
     Args:
         shape: Channels, height and width of the images.

@@ -7,7 +7,7 @@ from robustguide.plans.jobs import Job
 
 HOME = "runs/demo"  # where the shipped configurations keep the demo's files
 VALIDATION_SEEDS = 1_000_000  # samples 1,000,000 and on choose scales; 0 and on are reported
-SCALES = (1.0, 2.0, 3.0, 4.0, 6.0)
+SCALES = (0.5, 1.0, 2.0, 4.0, 6.0, 8.0)
 GUIDED = {"plain_guided": "plain", "robust_guided": "robust", "classifier_free": "classifier_free"}
 # The judge and the feature network are not of the same seed as anything they measure.
 SEED_OFFSETS = {"denoiser": 0, "plain": 0, "robust": 0, "judge": 1000, "features": 2000}
@@ -72,7 +72,7 @@ def tour_jobs(configs: Path, seed: int) -> list[Job]:
     return jobs
 
 
-def scale_jobs(configs: Path, scales: Iterable[float] = SCALES, count: int = 500) -> list[Job]:
+def scale_jobs(configs: Path, scales: Iterable[float] = SCALES, count: int = 300) -> list[Job]:
     """Every guided method at several scales, on validation seeds; needs a demo's checkpoints."""
     jobs = []
     for method, term in GUIDED.items():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from lightning import Trainer
 
-from robustguide.data import Balanced, Digits, Listed, Random, SeedData
+from robustguide.data import Balanced, Digits, Labels, Listed, Random, SeedData
 
 
 class Process(Trainer):
@@ -51,6 +51,19 @@ def test_listed_labels_repeat_and_are_checked():
     assert list(pairs(SeedData(5, 4, labels=Listed([3, 0]))).values()) == [3, 0, 3, 0, 3]
     with pytest.raises(ValueError, match=r"Label 4 at position 1 .* 0\.\.3"):
         SeedData(5, 4, labels=Listed([3, 4]))
+
+
+class Null(Labels):
+    """The null label for every third image."""
+
+    def label(self, index, num_classes):
+        return num_classes if index % 3 == 2 else 0
+
+
+def test_labels_of_any_rule_are_checked():
+    assert pairs(SeedData(2, 4, labels=Null())) == {0: 0, 1: 0}
+    with pytest.raises(ValueError, match=r"Null gives label 4; .* 0\.\.3"):
+        SeedData(3, 4, labels=Null())
 
 
 def test_processes_take_disjoint_numbers():

@@ -102,7 +102,7 @@ def test_training_on_two_nodes_leaves_a_classifier(cluster, send, tmp_path):
 
 
 def test_a_training_that_is_told_to_stop_is_requeued_and_resumes(cluster, send, tmp_path):
-    steps = 2000
+    steps = 1500
     job = send("fit.sbatch", *DIGITS, f"--trainer.max_steps={steps}")
     end = time.monotonic() + 60
     while f"/{steps} steps   10%" not in log_of(tmp_path, job):

@@ -1,0 +1,33 @@
+# Two commands: `make demo` shows the main job end to end, `make test` checks everything in process.
+# `make check` runs what takes longer: faults, a real Slurm, a browser, the commands of README.md.
+
+PYTHON ?= python3
+SEED ?= 0
+FOLDER ?= runs/demo
+BIN := .venv/bin
+
+.PHONY: install demo test check clean
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml
+	@test -x $(BIN)/python || { echo "Making .venv"; $(PYTHON) -m venv .venv; }
+	@echo "Installing into .venv; with PyTorch this takes some minutes"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@touch $@
+
+demo: install
+	@$(BIN)/robustguide demo --folder $(FOLDER) --seed $(SEED)
+
+test: install
+	@$(BIN)/ruff check robustguide tests
+	@$(BIN)/ruff format --check robustguide tests
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not check" -n 2 --dist loadfile
+
+check: install
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m check
+
+clean:
+	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
