@@ -7,6 +7,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import set_parsing_settings
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -49,7 +50,7 @@ class SaveConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Writes the file; one process does so."""
         with whole(Path(trainer.default_root_dir) / self.config_filename) as part:
-            part.write_text(self.parser.dump(self.config, skip_none=False))
+            part.write_text(self.parser.dump(self.config, skip_unset=False))
 
 
 class CommandLine(LightningCLI):
@@ -96,6 +97,13 @@ class CommandLine(LightningCLI):
             super().instantiate_classes()
         except ValueError as error:
             raise innermost(error) from None
+
+    def after_instantiate_classes(self) -> None:
+        """Tells the module its plain configuration, by which an exported network is described."""
+        parser, config = self._parser(self.subcommand), self.config[self.subcommand]
+        model = yaml.safe_load(parser.dump(config, skip_unset=False))["model"]
+        arguments = {**model.get("init_args", {}), **model.get("dict_kwargs", {})}
+        self.model.save_hyperparameters(arguments)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Gives the trainer a TensorBoard logger in the run folder, and orders the callbacks."""
@@ -192,6 +200,7 @@ def run(args: list[str] | None = None) -> LightningCLI:
             subclass_mode_data=True,
             seed_everything_default=0,
             auto_configure_optimizers=False,  # the modules have optimizers of their own
+            load_from_checkpoint_support=False,  # exported files are what is loaded
             trainer_defaults={
                 "inference_mode": False,  # attacks and guidance take gradients in evaluation
                 "use_distributed_sampler": False,  # the data modules divide by process themselves

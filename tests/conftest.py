@@ -18,7 +18,7 @@ def runs(tmp_path_factory):
     """Folder of runs that trained a classifier and a denoiser of digits by the command line."""
     folder = tmp_path_factory.mktemp("runs")
     ema = {"class_path": "robustguide.callbacks.EMA", "init_args": {"decay": 0.9}}
-    tiny.run(folder / "classifier", "fit", tiny.classification(attack=tiny.pgd()))
+    tiny.run(folder / "classifier", "fit", tiny.classification(attack=tiny.pgd(radius=1.0)))
     config = tiny.merged(tiny.denoising(), {"trainer": {"callbacks": [ema]}})
     tiny.run(folder / "denoiser", "fit", config)
     return folder

@@ -5,7 +5,9 @@ Everything goes through the command line's own door, in this process.
 
 import copy
 
+import torch
 import yaml
+from lightning import Trainer
 
 from robustguide.__main__ import main
 
@@ -133,3 +135,23 @@ def run(folder, command, config, *words):
     path = folder.parent / f"{folder.name}.yaml"
     path.write_text(yaml.safe_dump(config))
     return main([command, "--config", str(path), *words])
+
+
+def trainer(folder, *callbacks, **arguments):
+    """A trainer as the command line makes it, without a logger."""
+    settings = TRAINER | {
+        "logger": False,
+        "enable_checkpointing": False,
+        "inference_mode": False,
+        "use_distributed_sampler": False,
+        "max_epochs": -1,
+        "max_steps": 1,
+    }
+    return Trainer(default_root_dir=folder, callbacks=list(callbacks), **settings | arguments)
+
+
+def batch(count=6, shape=(1, 8, 8), num_classes=10):
+    """Images, labels and numbers."""
+    generator = torch.Generator().manual_seed(0)
+    x_0 = torch.rand(count, *shape, generator=generator) * 2 - 1
+    return x_0, torch.arange(count) % num_classes, torch.arange(count)

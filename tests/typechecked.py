@@ -1,5 +1,13 @@
 """What checks the annotations of the package while its tests run."""
 
-from beartype import BeartypeConf, beartype
+from io import TextIOBase
+from typing import TextIO
 
-typechecked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as for mypy
+from beartype import BeartypeConf, FrozenDict, beartype
+
+typechecked = beartype(
+    conf=BeartypeConf(
+        is_pep484_tower=True,  # an int is a float, as for mypy
+        hint_overrides=FrozenDict({TextIO: TextIOBase}),  # StringIO has no `mode`
+    )
+)

@@ -37,7 +37,7 @@ class NoiseCurves(Reporting):
             CalibrationByNoise(levels, self.num_bins).to(module.device) if attacked else None
         )
 
-    def _add(self, outputs: dict[str, Any]) -> None:
+    def _add(self, outputs: Any) -> None:
         if self.clean is None:
             return
         for metric, name in ((self.clean, "clean"), (self.attacked, "attacked")):

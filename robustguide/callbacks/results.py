@@ -1,6 +1,7 @@
 """`results.json`: what was run, and every number that came of it."""
 
 import json
+import math
 import subprocess
 import time
 from collections.abc import Iterator
@@ -61,7 +62,7 @@ class Results(Callback):
             "cost": self._cost(trainer, module),
         }
         with whole(run_folder(trainer) / "results.json") as part:
-            part.write_text(json.dumps(results, indent=1))
+            part.write_text(json.dumps(finite(results), indent=1, allow_nan=False))
 
     def _cost(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         cost: dict[str, Any] = {"seconds": round(time.perf_counter() - self.started, 3)}
@@ -74,6 +75,15 @@ class Results(Callback):
             images = max(rows.pop("images"), 1)
             cost |= {f"{name}_evaluations": count / images for name, count in rows.items()}
         return cost
+
+
+def finite(value: Any) -> Any:
+    """The same data with words for what JSON has no numbers for, such as an endless interval."""
+    if isinstance(value, dict):
+        return {key: finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(part) for part in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def provenance(trainer: Trainer, stage: str) -> dict[str, Any]:

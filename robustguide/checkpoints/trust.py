@@ -74,8 +74,8 @@ def build(specification: Specification, trusted: Sequence[str] = ()) -> Any:
     return fold(specification, construct)
 
 
-def check(specification: Specification, trusted: Sequence[str] = ()) -> tuple[str, ...]:
-    """Judges a whole specification without importing anything, and returns the trusted packages.
+def check(specification: Any, trusted: Sequence[str] = ()) -> tuple[str, ...]:
+    """Judges what came as a specification without importing anything; returns trusted packages.
 
     Raises:
         UntrustedError: For a class path outside them, or an argument that would load a file.

@@ -33,6 +33,7 @@ class Unconditional(Denoiser):
             )
         self.denoiser = denoiser
         self.num_classes = denoiser.num_classes if num_classes is None else num_classes
+        self.has_null = False  # all labels are alike: guiding away from one would do nothing
         self.shape = denoiser.shape
         self.learns_variance = denoiser.learns_variance
 

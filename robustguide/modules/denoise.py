@@ -44,7 +44,6 @@ class Denoising(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
         if not 0 <= label_dropout <= 1:
             raise ValueError(f"label_dropout is a share of labels in [0, 1], got {label_dropout}.")
         if label_dropout > 0 and not denoiser.has_null:

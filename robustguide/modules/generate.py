@@ -35,7 +35,6 @@ class Generation(LightningModule):
         watched_steps: int = 10,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
         sampler.check(denoiser)
         Guided(denoiser, guidance, sampler.clip)
         self.denoiser = denoiser

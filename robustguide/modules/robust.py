@@ -54,7 +54,6 @@ class RobustClassification(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()  # the plain configuration, from which the export is described
         if not levels or not all(0 <= level < float("inf") for level in levels):
             raise ValueError(f"levels must be finite noise levels of at least 0, got {levels}.")
         self.classifier = classifier

@@ -6,6 +6,7 @@ with a clean state. Where there is no fork, each job imports for itself.
 
 import multiprocessing
 import os
+import runpy
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -110,16 +111,14 @@ def start(job: Job, logs: Path, processes: multiprocessing.context.BaseContext) 
 
 
 def logged(args: Sequence[str], log: str) -> None:
-    """In the job's process: runs a command line as `robustguide` does, and prints into a file."""
-    from robustguide.__main__ import entry
-
+    """In the job's process: what `python -m robustguide` does, printing into a file."""
     with open(log, "wb") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     sys.argv = ["robustguide", *args]
-    entry()
+    runpy.run_module("robustguide", run_name="__main__")
 
 
 def finish(one: Running) -> None:

@@ -18,6 +18,7 @@ from robustguide.report.page import Block, Heading, Listing, Paragraph, Picture,
 
 METHODS = ("unguided", "plain_guided", "robust_guided", "classifier_free")
 CLASSIFIERS = ("plain", "robust")
+TRAINED = ("denoiser", "plain", "robust", "judge", "features")
 FRECHET = "frechet/digits_features"
 SHOWN_LEVELS = (0.2, 0.5, 1.0, 2.0)
 COLUMNS = {
@@ -63,7 +64,8 @@ def collect(folder: Path, seconds: dict[str, float]) -> dict[str, Any]:
             "n": run["metrics"]["accuracy"]["n"],
             "attack": run["metrics"]["robust_accuracy"]["attack"],
         }
-    runs = {name: read(folder, name)["run"] for name in METHODS}
+    tests = [*METHODS, *(f"{name}_test" for name in CLASSIFIERS)]
+    runs = {name: read(folder, name)["run"] for name in [*tests, *TRAINED]}
     results = {"methods": methods, "classifiers": classifiers, "commands": seconds, "runs": runs}
     with whole(folder / "results.json") as part:
         part.write_text(json.dumps(results, indent=1))

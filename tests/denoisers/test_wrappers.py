@@ -14,7 +14,7 @@ def test_every_label_is_given_as_null():
     x, sigma, y = noisy(plane(), [0.5, 1.0, 4.0])
     wrapped = Unconditional(denoiser)
     assert torch.equal(wrapped(x, sigma, y), denoiser(x, sigma, denoiser.null(y)))
-    assert (wrapped.num_classes, wrapped.shape, wrapped.has_null) == (3, (1, 1, 2), True)
+    assert (wrapped.num_classes, wrapped.shape, wrapped.has_null) == (3, (1, 1, 2), False)
 
 
 def test_levels_weights_and_learned_variances_are_those_of_the_wrapped():
@@ -45,7 +45,7 @@ def test_a_network_without_classes_takes_its_labels_from_elsewhere(has_null):
     wrapped = Unconditional(denoiser, num_classes=3)
     x, sigma, y = noisy(plane(), [0.5, 1.0, 4.0])
     assert torch.equal(wrapped(x, sigma, y), denoiser(x, sigma, y))
-    assert (wrapped.num_classes, wrapped.has_null) == (3, True)
+    assert (wrapped.num_classes, wrapped.has_null) == (3, False)
     assert Unconditional(denoiser).num_classes == 0
 
 

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from oracles import ExactDenoiser, Mixture, noisy, tilted
+from oracles import ExactDenoiser, Mixture, noisy, plane, tilted
 from torch.testing import assert_close
 
+from robustguide.denoisers import Unconditional
 from robustguide.guidance import ClassifierFree, Guided, Reference, Scaled
 
 SIGMAS = [0.1, 0.7, 3.0, 20.0]
@@ -73,3 +74,9 @@ def test_a_reference_of_its_own_needs_no_null_label():
     Guided(main, {"auto": Reference(ExactDenoiser(worse(mixture), has_null=False))})
     with pytest.raises(ValueError, match="null label"):
         Guided(main, {"free": Reference()})
+
+
+def test_an_unconditional_denoiser_has_no_null_label_to_guide_away_from():
+    denoiser = Unconditional(ExactDenoiser(plane()))
+    with pytest.raises(ValueError, match="null label"):
+        Guided(denoiser, {"free": ClassifierFree()})

@@ -1,0 +1,134 @@
+"""`results.json`: what was run, and every number that came of it."""
+
+import hashlib
+import math
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import tiny
+import yaml
+
+import robustguide
+from robustguide.callbacks import NoiseCurves, Results, results
+from robustguide.checkpoints import build
+from robustguide.data import Images
+from robustguide.modules import RobustClassification
+
+
+@pytest.fixture(scope="module")
+def generated(runs, tmp_path_factory, json_of):
+    """Folder and results of a generation that is guided, observed, judged and compared."""
+    path = runs / "classifier/classifier.safetensors"
+    features = tiny.spec(
+        "metrics.ClassifierFeatures", network=tiny.loaded("classifier", path), name="tiny_features"
+    )
+    callbacks = [
+        tiny.spec("callbacks.TrajectoryCalibration"),
+        tiny.spec("callbacks.ClassAccuracy", judge=tiny.loaded("classifier", path)),
+        tiny.spec("callbacks.FrechetOfSamples", features=features),
+    ]
+    config = tiny.generation(
+        runs / "denoiser/denoiser.safetensors",
+        guidance={"classifier": tiny.guided(path)},
+        observer=tiny.loaded("classifier", path),
+        callbacks=callbacks,
+    )
+    reference = {"data": {"init_args": {"reference": tiny.spec("data.Digits")}}}
+    folder = tmp_path_factory.mktemp("results") / "run"
+    tiny.run(folder, "test", tiny.merged(config, reference, {"seed_everything": 3}))
+    return folder, json_of(folder)
+
+
+def test_what_was_run(generated, runs):
+    folder, found = generated
+    run = found["run"]
+    assert run["stage"] == "test" and run["seed"] == 3 and run["world_size"] == 1
+    assert run["config"] == yaml.safe_load((folder / "config.yaml").read_text())
+    assert run["config"]["model"]["init_args"]["guidance"]["classifier"]["init_args"]["scale"] == 2
+    assert run["versions"]["lightning"] == version("lightning")
+    root = Path(robustguide.__file__).parents[1]
+    head = subprocess.run(
+        ["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    assert run["git_commit"] == (head.stdout.strip() or None)
+    files = [runs / f"{name}/{name}.safetensors" for name in ("classifier", "denoiser")]
+    assert run["checkpoints"] == {
+        str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files
+    }
+
+
+def test_every_number_has_its_n(generated):
+    _, found = generated
+    assert found["metrics"].keys() == {"integral_ece", "class_accuracy", "frechet/tiny_features"}
+    assert all(metric["n"] == 20 for metric in found["metrics"].values())
+    frechet = found["metrics"]["frechet/tiny_features"]
+    assert frechet["extractor"].startswith("tiny_features@") and frechet["reference_n"] == 1257 + 2
+    assert found["curves"].keys() == {"trajectory", "frechet"}
+    for curve in found["curves"].values():
+        assert all(len(values) == len(curve["sigma"]) == 3 for values in curve.values())
+    assert found["metrics"]["integral_ece"]["value"] == pytest.approx(
+        sum(found["curves"]["trajectory"]["ece"]) / 3
+    )
+    assert found["cost"].keys() >= {"seconds", "denoiser_evaluations", "classifier_evaluations"}
+
+
+def test_training_leaves_its_last_validation(runs, json_of):
+    found = json_of(runs / "classifier")
+    assert found["run"]["stage"] == "fit" and found["cost"]["steps"] == 60
+    assert found["metrics"]["accuracy"]["n"] == 60
+    assert found["curves"]["classifier"]["sigma"] == [0.1, 1.0]
+    assert json_of(runs / "denoiser")["metrics"] == {}
+
+
+class Odd(NoiseCurves):
+    """Measures what is no number."""
+
+    def on_test_epoch_end(self, trainer, module):
+        super().on_test_epoch_end(trainer, module)
+        self.measured(module, "test", "nothing", math.nan, 0, limits=(0.0, math.inf))
+        self.curve(trainer, "test", "empty", [0.1], {"ece": [math.inf]})
+
+
+def test_what_is_no_number_is_valid_json_all_the_same(tmp_path, json_of):
+    module = RobustClassification(build(tiny.classifier()), levels=[0.1])
+    trainer = tiny.trainer(tmp_path, Odd(), Results())
+    trainer.test(module, datamodule=Images(eval_limit=2), verbose=False)
+    found = json_of(tmp_path)  # which refuses NaN and Infinity
+    assert found["metrics"]["nothing"] == {"value": None, "n": 0, "limits": [0.0, "inf"]}
+    assert found["curves"]["empty"] == {"sigma": [0.1], "ece": [None]}
+
+
+def test_an_endless_interval_in_a_configuration(runs, tmp_path, json_of):
+    sampler = tiny.spec("samplers.Heun", grid=tiny.spec("noise.RhoGrid", steps=2))
+    config = tiny.generation(runs / "denoiser/denoiser.safetensors", count=2, sampler=sampler)
+    tiny.run(tmp_path / "run", "test", config)
+    found = json_of(tmp_path / "run")["run"]["config"]
+    assert found["model"]["init_args"]["sampler"]["init_args"]["churn_max"] == "inf"
+
+
+def test_another_run_s_configuration_is_not_taken_for_ones_own(tmp_path, json_of):
+    (tmp_path / "config.yaml").write_text("seed_everything: 7\n")
+    module = RobustClassification(build(tiny.classifier()), levels=[0.1])
+    trainer = tiny.trainer(tmp_path, NoiseCurves(), Results())
+    trainer.test(module, datamodule=Images(eval_limit=2), verbose=False)
+    run = json_of(tmp_path)["run"]
+    assert run["config"] is None and run["seed"] is None and run["checkpoints"] == {}
+
+
+def test_checkpoints_in_a_configuration(tmp_path):
+    for name in ("a.safetensors", "b.ckpt"):
+        (tmp_path / name).write_bytes(b"")
+    config = {
+        "x": [{"path": f"{tmp_path}/a.safetensors"}, 3],
+        "ckpt_path": f"{tmp_path}/b.ckpt",
+        "missing": f"{tmp_path}/c.ckpt",
+        "folder": str(tmp_path),
+    }
+    found = list(results.checkpoints_in(config))
+    assert found == [f"{tmp_path}/a.safetensors", f"{tmp_path}/b.ckpt"]
+
+
+def test_a_package_that_is_not_installed_has_no_version():
+    assert results.version_of("robustguide-that-is-not") is None

@@ -1,0 +1,152 @@
+import pytest
+import tiny
+import torch
+from torch.nn import functional as F
+
+from robustguide.attacks import PGD, Attack
+from robustguide.checkpoints import build, load_classifier
+from robustguide.data import Images, SeedData
+from robustguide.interfaces import Classifier
+from robustguide.modules import RobustClassification
+from robustguide.modules.robust import LEVELS
+from robustguide.noise import Clipped, LogNormal, UniformT, linear_levels
+from robustguide.samplers.seeds import mixed
+
+
+class Seen(Attack):
+    """Keeps what it is given, and moves by one."""
+
+    def __init__(self):
+        self.batches = []
+
+    def __call__(self, classifier, x, sigma, y, generator=None):
+        self.batches.append((x.clone(), sigma, y))
+        return x + 1
+
+
+class Echo(Classifier):
+    """Its logits are its input."""
+
+    num_classes = 64
+
+    def forward(self, x, sigma):
+        return x.flatten(1)
+
+
+def test_the_loss_is_that_of_the_attacked_images(tmp_path):
+    """The noise of the step is drawn from generators that the seed and the step's number seed."""
+    classifier, attack, data = build(tiny.classifier()), Seen(), Images(batch_size=16)
+    calls = []
+    classifier.register_forward_hook(lambda module, inputs, output: calls.append((inputs, output)))
+    noise = LogNormal(-1.0, 0.5)
+    module = RobustClassification(classifier, noise, attack, seed=7)
+    trainer = tiny.trainer(tmp_path)
+    trainer.fit(module, datamodule=data)
+    ((x, sigma, y),) = attack.batches
+    torch.manual_seed(mixed(7, 0, 0))
+    expected_sigma = noise.sample(16, "cpu")
+    eps = torch.randn(16, 1, 8, 8)
+    keys = next(iter(Images(batch_size=16).train_dataloader()))
+    torch.testing.assert_close(sigma, expected_sigma, rtol=0, atol=0)
+    torch.testing.assert_close(x, keys[0] + expected_sigma[:, None, None, None] * eps)
+    assert torch.equal(y, keys[1])
+    ((moved, told), logits), *_ = calls
+    assert torch.equal(moved, x + 1) and torch.equal(told, sigma)
+    loss = F.cross_entropy(logits.detach(), y)
+    torch.testing.assert_close(trainer.callback_metrics["train/loss"], loss)
+    accuracy = (logits.argmax(-1) == y).float().mean()
+    torch.testing.assert_close(trainer.callback_metrics["train/accuracy"], accuracy)
+
+
+def test_every_level_sees_the_noise_of_the_image(tmp_path):
+    """And no other: the noise is that of the image's number, in any batch."""
+    module = RobustClassification(Echo(), levels=[0.0, 0.5, 4.0])
+    x_0, y, index = tiny.batch()
+    answer = module.test_step((x_0, y, index + 3), 0)
+    assert answer["clean"].shape == (3, 6, 64) and "attacked" not in answer
+    eps = torch.stack(
+        [torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(mixed(i + 3, 1))) for i in range(6)]
+    )
+    for level, seen in zip(module.levels, answer["clean"], strict=True):
+        torch.testing.assert_close(seen, (x_0 + level * eps).flatten(1), rtol=0, atol=0)
+    parts = [module.test_step((x_0[rows], y[rows], index[rows] + 3), 0) for rows in ([0, 1], [2, 3, 4, 5])]
+    together = torch.cat([part["clean"] for part in parts], dim=1)
+    assert torch.equal(together, answer["clean"])
+
+
+def test_the_evaluated_attack_is_that_of_the_configuration():
+    classifier, attack = build(tiny.classifier()).eval(), PGD(0.5, steps=3)
+    module = RobustClassification(classifier, levels=[0.3], evaluation_attack=attack)
+    x_0, y, index = tiny.batch()
+    answer = module.validation_step((x_0, y, index), 0)
+    x = RobustClassification(Echo(), levels=[0.3]).test_step((x_0, y, index), 0)["clean"]
+    x, sigma = x[0].reshape(x_0.shape), torch.full((6,), 0.3)
+    torch.testing.assert_close(answer["clean"][0], classifier(x, sigma))
+    torch.testing.assert_close(answer["attacked"][0], classifier(attack(classifier, x, sigma, y), sigma))
+    assert torch.equal(answer["y"], y) and torch.equal(answer["index"], index)
+    assert not answer["attacked"].requires_grad
+
+
+def test_attacked_training_is_more_robust(runs, tmp_path, json_of):
+    """PGD-2 of radius 1 in training; the same number of steps without it gives less."""
+    config = tiny.classification(evaluation_attack=tiny.pgd(radius=1.0, steps=5), levels=[0.2])
+    config = tiny.merged(config, {"data": tiny.spec("data.Images", eval_limit=300)})
+    tiny.run(tmp_path / "plain", "fit", config)
+    path = runs / "classifier/classifier.safetensors"
+    robust = {"model": {"init_args": {"classifier": tiny.loaded("classifier", path)}}}
+    tiny.run(tmp_path / "robust", "validate", tiny.merged(config, robust))
+    curves = [json_of(tmp_path / name)["curves"]["classifier"] for name in ("plain", "robust")]
+    plain, robust = (curve["robust_accuracy"][0] for curve in curves)
+    assert robust > plain + 0.05
+
+
+def test_a_loaded_classifier_trains_again(runs, tmp_path):
+    classifier = load_classifier(str(runs / "classifier/classifier.safetensors"))
+    assert not any(p.requires_grad for p in classifier.parameters()) and not classifier.training
+    before = {name: value.clone() for name, value in classifier.state_dict().items()}
+    module = RobustClassification(classifier, LogNormal())
+    tiny.trainer(tmp_path).fit(module, datamodule=Images(batch_size=32))
+    assert classifier.training and all(p.requires_grad for p in classifier.parameters())
+    assert all(not torch.equal(before[name], value) for name, value in classifier.named_parameters())
+
+
+def test_the_threat_model_is_stated(tmp_path, caplog):
+    module = RobustClassification(
+        build(tiny.classifier()), LogNormal(), attack=PGD(0.5), evaluation_attack=PGD(0.25, steps=20)
+    )
+    with caplog.at_level("INFO"):
+        tiny.trainer(tmp_path).fit(module, datamodule=Images(batch_size=32))
+    assert "Training attack: L2, radius 0.5 in x_t units on the [-1,1] scale, PGD-7" in caplog.text
+    assert "Evaluation attack: L2, radius 0.25 in x_t units" in caplog.text
+
+
+def test_default_levels_span_the_range_of_the_chain():
+    sigmas = linear_levels().sigmas
+    assert sigmas[0] < min(LEVELS) and max(LEVELS) < sigmas[-1]
+
+
+@pytest.mark.parametrize("noise", [UniformT(linear_levels()), Clipped(LogNormal(), sigma_max=1.0)])
+def test_any_distribution_of_noise_trains(noise, tmp_path):
+    module = RobustClassification(build(tiny.classifier()), noise)
+    trainer = tiny.trainer(tmp_path)
+    trainer.fit(module, datamodule=Images(batch_size=32))
+    assert trainer.callback_metrics["train/loss"] > 0
+
+
+@pytest.mark.parametrize("levels", [[], [-0.1], [float("nan")], [1.0, float("inf")]])
+def test_levels_that_are_none(levels):
+    with pytest.raises(ValueError, match=r"levels must be finite noise levels of at least 0"):
+        RobustClassification(Echo(), levels=levels)
+
+
+def test_training_needs_noise_levels(tmp_path):
+    module = RobustClassification(build(tiny.classifier()))
+    with pytest.raises(ValueError, match=r"model\.noise, such as robustguide\.noise\.UniformT"):
+        tiny.trainer(tmp_path).fit(module, datamodule=Images(batch_size=32))
+
+
+def test_other_classes_than_the_data(tmp_path):
+    module = RobustClassification(Echo(), LogNormal())
+    with pytest.raises(ValueError, match=r"data has 10 classes, the classifier 64.*num_classes"):
+        tiny.trainer(tmp_path).test(module, datamodule=Images(batch_size=32), verbose=False)
+    assert SeedData(count=1, num_classes=64).num_classes == 64
