@@ -23,7 +23,7 @@ commands:
 {commands}
 
 options:
-  --trust PACKAGE  let checkpoints and configurations name classes of this package
+  --trust PACKAGE  let checkpoints name classes of this package, which is then imported
   --version        print the version
 
 examples:

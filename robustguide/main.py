@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NoReturn
@@ -183,6 +184,14 @@ def claim(root: Path) -> None:
             part.write_text(identity)
 
 
+# What Lightning warns of and a user of this package can do nothing about, or need not.
+QUIET = (
+    ".*isinstance.treespec, LeafSpec",  # its own data structures, with torch 2.14
+    "The .srun. command is available on your system",  # true on every login node
+    "The number of training batches .* is smaller than the logging interval",
+)
+
+
 def run(args: list[str] | None = None) -> LightningCLI:
     """Parses a command line and runs its subcommand.
 
@@ -192,6 +201,8 @@ def run(args: list[str] | None = None) -> LightningCLI:
     set_parsing_settings(subclasses_enabled=[Sampler])  # frozen dataclasses are final otherwise
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).addFilter(lambda record: "Tip:" not in record.getMessage())
+    for message in QUIET:
+        warnings.filterwarnings("ignore", message=message)
     try:
         return CommandLine(
             LightningModule,

@@ -6,6 +6,9 @@ import pytest
 import tiny
 import torch
 
+# A run may go on in another folder.
+pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")
+
 EMA = tiny.spec("callbacks.EMA", decay=0.9)
 CHECKPOINT = {
     "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",

@@ -7,6 +7,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
+from robustguide.commands.formatter import Formatter
 from robustguide.plans import JobDisplay, run_jobs
 from robustguide.plans.tour import configure, scale_jobs, tour_jobs
 
@@ -19,7 +20,9 @@ EXAMPLES = """examples:
 
 def run(args: list[str]) -> int:
     """Reads the command line and runs the demo."""
-    parser = ArgumentParser(prog="robustguide demo", description=__doc__, epilog=EXAMPLES)
+    parser = ArgumentParser(
+        prog="robustguide demo", description=__doc__, epilog=EXAMPLES, formatter_class=Formatter
+    )
     parser.add_argument("--folder", type=str, default="runs/demo", help="where all files go")
     parser.add_argument("--seed", type=int, default=0, help="of the networks and their training")
     parser.add_argument("--configs", type=str, default="configs", help="folder of configurations")
@@ -43,7 +46,6 @@ def run(args: list[str]) -> int:
     results = tour.collect(folder, seconds)
     page = tour.write_report(folder, results)
     Console().print(tour.summary(results).text())
-    print(
-        f"{time.monotonic() - started:.0f} s in all. Report: {page}  Numbers: {folder}/results.json"
-    )
+    spent = f"{time.monotonic() - started:.0f} s in all"
+    print(f"{spent}. Report: {page}  Numbers: {folder}/results.json")
     return 0

@@ -1,14 +1,14 @@
 """`robustguide doctor`: versions, devices, threads, data sets and weights found."""
 
 import json
-from argparse import RawDescriptionHelpFormatter
 from dataclasses import asdict
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from robustguide.commands.formatter import Formatter
 from robustguide.files import whole
 from robustguide.machine import Finding, examine
 
@@ -21,10 +21,6 @@ FOLDERS = {
     "--data": "look for data sets in these folders",
     "--weights": "look for checkpoints in these folders and below",
 }
-
-
-class Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Keeps the lines of the example."""
 
 
 def run(args: list[str]) -> int:

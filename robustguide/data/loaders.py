@@ -133,13 +133,28 @@ class EvaluationLoader:
     ) -> None:
         self.split, self.num_workers = split, num_workers
         rows = spread(len(split), limit)
-        self.batches = strided(rows, batch_size, *place(trainer))
+        rank, world = place(trainer)
+        each_has_one(len(rows), world)
+        self.batches = strided(rows, batch_size, rank, world)
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
         yield from load(self.split, self.batches, self.num_workers)
+
+
+def each_has_one(count: int, world: int) -> None:
+    """Refuses to measure with a process that has nothing: the others would wait for its sums.
+
+    Raises:
+        ValueError: For fewer images than processes.
+    """
+    if count < world:
+        raise ValueError(
+            f"There are {count} images for {world} processes, and each must measure one; use "
+            "fewer devices or more images."
+        )
 
 
 def load(

@@ -13,9 +13,6 @@ from robustguide.data.sources import Digits
 class Classes(LightningDataModule):
     """A data module whose classes travel into checkpoints and are compared on the way back."""
 
-    # A process without a sample waits for the others, instead of raising.
-    allow_zero_length_dataloader_with_multiple_devices = True
-
     class_names: list[str]
 
     @property

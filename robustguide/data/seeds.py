@@ -15,7 +15,7 @@ from torch import Tensor
 
 from robustguide.data.batches import LABELS, strided
 from robustguide.data.images import ImageSource, Split
-from robustguide.data.loaders import place
+from robustguide.data.loaders import each_has_one, place
 from robustguide.data.module import Classes
 
 Seeds = tuple[Int[Tensor, " b"], Int[Tensor, " b"]]
@@ -151,8 +151,13 @@ class SeedData(Classes):
         """The real images, map-style: place -> (x_0, y, place)."""
         return self._reference.split(self.reference_split) if self._reference else None
 
+    def setup(self, stage: str) -> None:
+        """Lets a process have nothing to predict; there, none waits for another one's sums."""
+        self.allow_zero_length_dataloader_with_multiple_devices = stage == "predict"
+
     def test_dataloader(self) -> SeedLoader:
         """All the numbers."""
+        each_has_one(len(self.indices), place(self.trainer)[1])
         return SeedLoader(self.indices, self.y, self.batch_size, self.trainer)
 
     def leave_out(self, done: Collection[int]) -> None:

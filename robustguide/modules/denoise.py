@@ -27,7 +27,7 @@ class Denoising(LightningModule):
         noise: Distribution of the noise levels.
         label_dropout: Share of labels replaced by the null label, so that one network learns the
             conditional and the unconditional denoiser. Ho and Salimans (2022), Alg. 1.
-        optimizer: Makes the optimizer.
+        optimizer: Makes the optimizer; null is AdamW.
         scheduler: Makes a schedule that counts optimizer steps; null keeps the learning rate.
         rates: Multiple of the learning rate by prefix of parameter name; 0 freezes.
         seed: Of the training noise.
@@ -38,7 +38,7 @@ class Denoising(LightningModule):
         denoiser: Denoiser,
         noise: NoiseDistribution,
         label_dropout: float = 0.1,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
+        optimizer: OptimizerCallable | None = None,
         scheduler: LRSchedulerCallable | None = None,
         rates: dict[str, float] | None = None,
         seed: int = 0,

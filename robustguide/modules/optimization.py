@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
+from torch.optim import AdamW
 
 
 def optimization(
     network: nn.Module,
-    optimizer: OptimizerCallable,
+    optimizer: OptimizerCallable | None,
     scheduler: LRSchedulerCallable | None,
     rates: Mapping[str, float] | None = None,
 ) -> OptimizerLRScheduler:
@@ -18,7 +19,8 @@ def optimization(
 
     Args:
         network: Its parameters are trained.
-        optimizer: Makes the optimizer from parameter groups.
+        optimizer: Makes the optimizer from parameter groups; null is AdamW. It is not the default
+            of a signature, since the parser would hand AdamW's arguments on to another class.
         scheduler: Makes the schedule from the optimizer.
         rates: Multiple of the learning rate for parameters whose name starts with a prefix, the
             longest one that fits; 0 freezes them.
@@ -29,7 +31,7 @@ def optimization(
     thaw(network, rates)
     found = grouped(network, rates or {})
     groups = {multiple: parameters for multiple, parameters in found.items() if multiple > 0}
-    made = optimizer([{"params": parameters} for parameters in groups.values()])
+    made = (optimizer or AdamW)([{"params": parameters} for parameters in groups.values()])
     for group, multiple in zip(made.param_groups, groups, strict=True):
         group["lr"] *= multiple
     if scheduler is None:

@@ -33,7 +33,7 @@ class RobustClassification(LightningModule):
         classifier: What is trained or evaluated.
         noise: Distribution of the noise levels in training.
         attack: Moves the noisy training images; null trains on them as they are.
-        optimizer: Makes the optimizer.
+        optimizer: Makes the optimizer; null is AdamW.
         scheduler: Makes a schedule that counts optimizer steps; null keeps the learning rate.
         rates: Multiple of the learning rate by prefix of parameter name; 0 freezes.
         levels: Noise levels of the evaluation, exact sigmas.
@@ -46,7 +46,7 @@ class RobustClassification(LightningModule):
         classifier: Classifier,
         noise: NoiseDistribution | None = None,
         attack: Attack | None = None,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
+        optimizer: OptimizerCallable | None = None,
         scheduler: LRSchedulerCallable | None = None,
         rates: dict[str, float] | None = None,
         levels: Sequence[float] = LEVELS,

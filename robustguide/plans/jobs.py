@@ -128,7 +128,8 @@ def finish(one: Running) -> None:
         tail = "\n".join(one.log.read_text(errors="replace").splitlines()[-15:])
         command = " ".join(one.job.args)
         raise JobError(
-            f"`robustguide {command}` ended with exit code {one.process.exitcode}; see {one.log}:\n{tail}"
+            f"`robustguide {command}` ended with exit code {one.process.exitcode}; "
+            f"see {one.log}:\n{tail}"
         )
 
 

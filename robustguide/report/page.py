@@ -130,7 +130,9 @@ class Table(Block):
 
     def text(self) -> rich.table.Table:
         """The same for a terminal."""
-        table = rich.table.Table(*self.columns, caption=self.caption or None)
+        table = rich.table.Table(caption=self.caption or None)
+        for index, column in enumerate(self.columns):
+            table.add_column(column, no_wrap=index == 0)
         forms = [self.formats.get(column, "") for column in self.columns]
         for row in self.rows:
             table.add_row(*map(shown, row, forms))

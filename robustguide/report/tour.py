@@ -80,10 +80,10 @@ def summary(results: dict[str, Any]) -> Table:
     ]
     n = results["methods"]["unguided"]["n"]
     caption = (
-        f"{n} images a method, the same seeds and labels. Evaluations are rows given to a network, "
-        "per image; reading along for the ECE is not counted. Class accuracy: an independent judge. "
-        "Frechet distance: features of an independently trained digit classifier, against the "
-        "training images."
+        f"{n} images a method, the same seeds and labels. Evaluations are rows given to a "
+        "network, per image; reading along for the ECE is not counted. Class accuracy: an "
+        "independent judge. Frechet distance: features of an independently trained digit "
+        "classifier, against the training images."
     )
     formats = dict.fromkeys(list(COLUMNS.values())[:3], ".3f") | {"seconds": ".1f"}
     return Table(["method", *COLUMNS.values()], rows, caption, formats)
@@ -184,6 +184,6 @@ def headline(results: dict[str, Any]) -> str:
         "classifiers of noisy digits: a plain one, and one trained on adversaries. An independent "
         f"judge finds the wanted class in {found['unguided']:.0%} of the unguided images, in "
         f"{found['plain_guided']:.0%} of those guided by the plain classifier and in "
-        f"{found['robust_guided']:.0%} of those guided by the robust one; classifier-free guidance, "
-        f"whose denoiser sees the label, reaches {found['classifier_free']:.0%}."
+        f"{found['robust_guided']:.0%} of those guided by the robust one; classifier-free "
+        f"guidance, whose denoiser sees the label, reaches {found['classifier_free']:.0%}."
     )

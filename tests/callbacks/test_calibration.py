@@ -103,7 +103,9 @@ class Blank(Denoiser):
     num_classes, shape = 4, (1, 2, 2)
 
     def predict(self, x, sigma, y):
-        return Prediction(torch.zeros_like(x).index_fill(2, torch.tensor([0]), 0.1) + y[:, None, None, None] / 10)
+        return Prediction(
+            torch.zeros_like(x).index_fill(2, torch.tensor([0]), 0.1) + y[:, None, None, None] / 10
+        )
 
 
 class Reading(Classifier):
@@ -148,7 +150,9 @@ def test_the_trajectory_is_held_against_the_label(tmp_path):
 
 def test_somebody_has_to_read_along(tmp_path):
     module = Generation(Blank(), Heun(grid=RhoGrid(steps=2)))
-    with pytest.raises(ValueError, match=r"needs a classifier that reads along; set model\.observer"):
+    with pytest.raises(
+        ValueError, match=r"needs a classifier that reads along; set model\.observer"
+    ):
         tiny.trainer(tmp_path, TrajectoryCalibration()).test(
             module, datamodule=SeedData(count=3, num_classes=4), verbose=False
         )

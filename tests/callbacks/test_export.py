@@ -52,7 +52,9 @@ def test_the_average_is_what_is_exported(tmp_path):
 def test_a_module_made_in_python_is_refused_before_it_trains(tmp_path):
     module = RobustClassification(build(tiny.classifier()), LogNormal())
     trainer = tiny.trainer(tmp_path, Export())
-    with pytest.raises(ValueError, match=r"classifier was built in Python.*robustguide\.checkpoints\.export"):
+    with pytest.raises(
+        ValueError, match=r"classifier was built in Python.*robustguide\.checkpoints\.export"
+    ):
         trainer.fit(module, datamodule=Images(batch_size=32))
     assert trainer.global_step == 0
 

@@ -35,7 +35,9 @@ def test_it_is_the_distance_of_all_images(module, features, tmp_path):
     reference = Moments.of(features(real), features.identity)
 
     def distance(images):
-        return frechet_distance(Moments.of(features(images), features.identity), reference).distance
+        return frechet_distance(
+            Moments.of(features(images), features.identity), reference
+        ).distance
 
     # batches of 8 and of 30 round differently, and the square root of small eigenvalues magnifies
     found = callback.metrics["frechet/tiny_features"]
@@ -84,7 +86,9 @@ def test_moments_of_a_file_take_the_place_of_images(module, features, tmp_path):
 def test_moments_of_another_extractor(module, features, tmp_path):
     Moments.of(torch.randn(9, 16), "another").save(tmp_path / "moments.safetensors")
     callback = FrechetOfSamples(features, reference=str(tmp_path / "moments.safetensors"))
-    with pytest.raises(ValueError, match=r"'tiny_features@.*from 'another'; compute the reference"):
+    with pytest.raises(
+        ValueError, match=r"'tiny_features@.*from 'another'; compute the reference"
+    ):
         tiny.trainer(tmp_path, callback).test(
             module, datamodule=SeedData(count=4, num_classes=10), verbose=False
         )

@@ -67,10 +67,14 @@ def test_a_colour_image_is_written_as_it_is(tmp_path):
     sampler = Ancestral(grid=ChainGrid(linear_levels(), "2"))
     data = SeedData(count=2, num_classes=10, first=7)
     trainer = tiny.trainer(tmp_path, SampleWriter())
-    trainer.predict(Painted(build(tiny.denoiser()), sampler), datamodule=data, return_predictions=False)
+    trainer.predict(
+        Painted(build(tiny.denoiser()), sampler), datamodule=data, return_predictions=False
+    )
     for row, number in enumerate((7, 8)):
         with Image.open(tmp_path / f"images/{number:08d}.png") as image:
-            assert torch.equal(torch.from_numpy(np.array(image)).movedim(-1, 0), pixels[row].byte())
+            assert torch.equal(
+                torch.from_numpy(np.array(image)).movedim(-1, 0), pixels[row].byte()
+            )
 
 
 def lines(folder):

@@ -64,7 +64,17 @@ def test_images_of_another_size_are_resized():
     assert_close(net.seen.diff()[..., 1:2], torch.full((4, 3, 4, 1), 2 / 7), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize(("mean", "std"), [([0.5], [0.5, 0.5]), ([0.5], [0.0]), ([0.5], [-1.0])])
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        ([0.5], [0.5, 0.5]),
+        ([0.5], [0.0]),
+        ([0.5], [-1.0]),
+        ([0.5], [math.nan]),
+        ([0.5], [math.inf]),
+        ([math.nan], [0.5]),
+    ],
+)
 def test_statistics_that_cannot_be_are_refused(mean, std):
     with pytest.raises(ValueError, match="std positive"):
         OffTheShelf(Small(), 5, mean, std)

@@ -1,5 +1,7 @@
 """Classifiers that are told the noise level."""
 
+import math
+
 import pytest
 import torch
 from oracles import noisy, tilted
@@ -80,3 +82,10 @@ def test_a_float64_state_reaches_a_network_in_its_own_type(wrap, dtype):
 def test_each_says_what_it_is_told():
     assert (Timed.conditioning, SigmaConditioned.conditioning) == ("t", "sigma")
     assert OffTheShelf.conditioning == "none"
+
+
+@pytest.mark.parametrize("value", [0.0, -0.5, math.nan, math.inf])
+@pytest.mark.parametrize("name", ["sigma_data", "sigma_min"])
+def test_levels_that_are_none_are_refused(name, value):
+    with pytest.raises(ValueError, match="must be positive numbers"):
+        SigmaConditioned(nn.Identity(), 3, **{name: value})

@@ -7,10 +7,10 @@ import torch
 from robustguide import load_classifier, load_denoiser
 from robustguide.denoisers import Unconditional
 from robustguide.guidance import ClassifierFree, ClassifierGuidance, Reference, Scaled, Within
+from robustguide.interfaces import Classifier, Denoiser
 from robustguide.modules import Generation
 from robustguide.modules.cost import outermost
 from robustguide.noise import ChainGrid, RhoGrid, linear_levels
-from robustguide.interfaces import Classifier, Denoiser
 from robustguide.samplers import Ancestral, Heun
 
 
@@ -42,16 +42,29 @@ def test_fifty_steps(denoiser, classifier):
         ({}, [50, 0, 0]),
         ({"free": Scaled(ClassifierFree(), scale=1.0)}, [100, 0, 0]),
         ({"guide": Scaled(guidance, scale=1.0)}, [50, 50, 0]),
-        ({"guide": Scaled(guidance, scale=0.0), "free": Scaled(ClassifierFree(), weight=1)}, [50, 0, 0]),
-        ({"guide": Scaled(guidance, scale=1.0), "free": Scaled(ClassifierFree(), scale=1)}, [100, 50, 0]),
-        ({"a": Scaled(ClassifierFree(), scale=1.0), "b": Scaled(ClassifierFree(), scale=1)}, [100, 0, 0]),
+        (
+            {"guide": Scaled(guidance, scale=0.0), "free": Scaled(ClassifierFree(), weight=1)},
+            [50, 0, 0],
+        ),
+        (
+            {"guide": Scaled(guidance, scale=1.0), "free": Scaled(ClassifierFree(), scale=1)},
+            [100, 50, 0],
+        ),
+        (
+            {"a": Scaled(ClassifierFree(), scale=1.0), "b": Scaled(ClassifierFree(), scale=1)},
+            [100, 0, 0],
+        ),
     ):
         assert cost(Generation(denoiser, FIFTY, terms)) == expected
 
 
 def test_heun_evaluates_twice_but_in_the_end(denoiser, classifier):
     terms = {"guide": Scaled(ClassifierGuidance(classifier), scale=1.0)}
-    assert cost(Generation(denoiser, Heun(grid=RhoGrid(sigma_min=0.1, steps=18)), terms)) == [35, 35, 0]
+    assert cost(Generation(denoiser, Heun(grid=RhoGrid(sigma_min=0.1, steps=18)), terms)) == [
+        35,
+        35,
+        0,
+    ]
 
 
 def test_one_that_reads_along_is_counted_apart(denoiser, classifier):

@@ -48,7 +48,9 @@ def test_the_loss_of_an_eps_network_is_the_error_of_its_noise(noise):
     loss = Denoising(denoiser, noise).loss(x_0, y, sigma, eps)
     scale = alpha_bar.float()[:, None, None, None]
     x_t = scale.sqrt() * x_0 + (1 - scale).sqrt() * eps
-    torch.testing.assert_close(loss, F.mse_loss(denoiser.net(x_t, t.float(), y), eps), rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        loss, F.mse_loss(denoiser.net(x_t, t.float(), y), eps), rtol=1e-3, atol=0
+    )
 
 
 def test_the_loss_of_a_preconditioned_network_is_that_of_edm():
@@ -80,7 +82,9 @@ def test_a_share_of_the_labels_is_dropped(noise, share, tmp_path):
 def test_a_step_draws_from_its_seed(noise, tmp_path):
     spy = Spy()
     module = Denoising(spy, noise, label_dropout=0.0, seed=5)
-    tiny.trainer(tmp_path, max_steps=2, limit_val_batches=0).fit(module, datamodule=Images(batch_size=8))
+    tiny.trainer(tmp_path, max_steps=2, limit_val_batches=0).fit(
+        module, datamodule=Images(batch_size=8)
+    )
     for step, sigma in enumerate(spy.sigma):
         torch.manual_seed(mixed(5, step, 0))
         assert torch.equal(sigma, noise.sample(8, "cpu"))
@@ -102,7 +106,9 @@ def test_a_loaded_denoiser_trains_again(runs, noise, tmp_path):
     before = {name: value.clone() for name, value in denoiser.named_parameters()}
     module = Denoising(denoiser, noise, rates={"net.labels": 0})
     tiny.trainer(tmp_path).fit(module, datamodule=Images(batch_size=64, eval_limit=20))
-    same = {name for name, value in denoiser.named_parameters() if torch.equal(before[name], value)}
+    same = {
+        name for name, value in denoiser.named_parameters() if torch.equal(before[name], value)
+    }
     assert same == {"net.labels.weight"}
     training = {name for name, module in denoiser.named_modules() if not module.training}
     assert training == {"net.labels"}
@@ -121,7 +127,9 @@ def test_a_share_lies_between_0_and_1(noise, share):
 
 
 def test_labels_are_dropped_only_for_a_null_label(noise):
-    with pytest.raises(ValueError, match=r"label_dropout=0\.1 needs a null label.*num_null_labels: 1"):
+    with pytest.raises(
+        ValueError, match=r"label_dropout=0\.1 needs a null label.*num_null_labels: 1"
+    ):
         Denoising(Spy(has_null=False), noise)
     assert Denoising(Spy(has_null=False), noise, label_dropout=0).label_dropout == 0
 

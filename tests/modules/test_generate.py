@@ -55,7 +55,11 @@ class Recording:
         for index, y in data.test_dataloader():
             answer = self.module.test_step((index, y), 0)
             for row, number in enumerate(index.tolist()):
-                images[number] = (answer["images"][row], answer["y"][row], answer["denoised"][:, row])
+                images[number] = (
+                    answer["images"][row],
+                    answer["y"][row],
+                    answer["denoised"][:, row],
+                )
         return images
 
 
@@ -128,7 +132,13 @@ def test_nothing_is_trained(denoiser, classifier, ancestral):
 
 @pytest.mark.parametrize(
     ("count", "wanted", "expected"),
-    [(50, 1, (49,)), (1, 9, (0,)), (3, 9, (0, 1, 2)), (50, 3, (0, 24, 49)), (11, 6, (0, 2, 4, 6, 8, 10))],
+    [
+        (50, 1, (49,)),
+        (1, 9, (0,)),
+        (3, 9, (0, 1, 2)),
+        (50, 3, (0, 24, 49)),
+        (11, 6, (0, 2, 4, 6, 8, 10)),
+    ],
 )
 def test_watched_steps_are_spread(count, wanted, expected):
     assert spread(count, wanted) == expected
@@ -147,12 +157,18 @@ def test_a_learned_variance_that_is_not_there(denoiser):
 
 def test_labels_of_other_classes(denoiser, ancestral, tmp_path):
     data = SeedData(count=2, num_classes=12, labels=Listed([11]))
-    with pytest.raises(ValueError, match=r"labels of 12 classes, the denoiser knows 10; set data\."):
-        tiny.trainer(tmp_path).test(Generation(denoiser, ancestral), datamodule=data, verbose=False)
+    with pytest.raises(
+        ValueError, match=r"labels of 12 classes, the denoiser knows 10; set data\."
+    ):
+        tiny.trainer(tmp_path).test(
+            Generation(denoiser, ancestral), datamodule=data, verbose=False
+        )
 
 
 def test_a_classifier_of_other_classes(denoiser, ancestral):
-    other = tiny.spec("classifiers.Timed", net=tiny.mlp(num_logits=7), levels=tiny.LEVELS, num_classes=7)
+    other = tiny.spec(
+        "classifiers.Timed", net=tiny.mlp(num_logits=7), levels=tiny.LEVELS, num_classes=7
+    )
     terms = {"other": Scaled(ClassifierGuidance(build(other)), scale=1.0)}
     with pytest.raises(ValueError, match=r"Term 'other' is for labels of 7 classes.* 10"):
         Generation(denoiser, ancestral, terms)

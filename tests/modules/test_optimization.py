@@ -95,7 +95,11 @@ def test_frozen_parts_keep_their_statistics_through_validations(tmp_path):
         tmp_path, max_steps=6, val_check_interval=2, check_val_every_n_epoch=None
     )
     trainer.fit(module, datamodule=Images(batch_size=64, eval_limit=10))
-    changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+    changed = {
+        name
+        for name, value in network.state_dict().items()
+        if not torch.equal(value, before[name])
+    }
     assert changed == {name for name in before if not name.startswith("stage1")}
     assert int(network.stage2[1].num_batches_tracked) == 6 and network.stage2[1].training
 
@@ -184,7 +188,9 @@ def test_a_network_of_torchvision(pictures, tmp_path):
     assert found.metadata.class_names == ("cat", "dog") and found.metadata.shape == (3, 8, 8)
     assert found.metadata.conditioning == "t"
     net = cli.model.classifier.classifier.net
-    assert int(net.bn1.num_batches_tracked) == 0 and int(net.layer1[0].bn1.num_batches_tracked) == 2
+    assert (
+        int(net.bn1.num_batches_tracked) == 0 and int(net.layer1[0].bn1.num_batches_tracked) == 2
+    )
     groups = [group["lr"] for group in cli.trainer.optimizers[0].param_groups]
     assert sorted(groups) == pytest.approx([0.001, 0.01])
 
@@ -208,7 +214,9 @@ def test_a_fine_tuned_network_stands_alone(runs, tmp_path):
     """What it was made from may be deleted."""
     source = tmp_path / "source.safetensors"
     source.write_bytes((runs / "classifier/classifier.safetensors").read_bytes())
-    config = finetuning(tiny.loaded("classifier", source), rates={"net.embed": 0, "net.enter": 0.1})
+    config = finetuning(
+        tiny.loaded("classifier", source), rates={"net.embed": 0, "net.enter": 0.1}
+    )
     cli = tiny.run(tmp_path / "run", "fit", config)
     before = load_classifier(str(source)).state_dict()
     source.unlink()

@@ -65,11 +65,17 @@ def test_every_level_sees_the_noise_of_the_image(tmp_path):
     answer = module.test_step((x_0, y, index + 3), 0)
     assert answer["clean"].shape == (3, 6, 64) and "attacked" not in answer
     eps = torch.stack(
-        [torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(mixed(i + 3, 1))) for i in range(6)]
+        [
+            torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(mixed(i + 3, 1)))
+            for i in range(6)
+        ]
     )
     for level, seen in zip(module.levels, answer["clean"], strict=True):
         torch.testing.assert_close(seen, (x_0 + level * eps).flatten(1), rtol=0, atol=0)
-    parts = [module.test_step((x_0[rows], y[rows], index[rows] + 3), 0) for rows in ([0, 1], [2, 3, 4, 5])]
+    parts = [
+        module.test_step((x_0[rows], y[rows], index[rows] + 3), 0)
+        for rows in ([0, 1], [2, 3, 4, 5])
+    ]
     together = torch.cat([part["clean"] for part in parts], dim=1)
     assert torch.equal(together, answer["clean"])
 
@@ -82,7 +88,9 @@ def test_the_evaluated_attack_is_that_of_the_configuration():
     x = RobustClassification(Echo(), levels=[0.3]).test_step((x_0, y, index), 0)["clean"]
     x, sigma = x[0].reshape(x_0.shape), torch.full((6,), 0.3)
     torch.testing.assert_close(answer["clean"][0], classifier(x, sigma))
-    torch.testing.assert_close(answer["attacked"][0], classifier(attack(classifier, x, sigma, y), sigma))
+    torch.testing.assert_close(
+        answer["attacked"][0], classifier(attack(classifier, x, sigma, y), sigma)
+    )
     assert torch.equal(answer["y"], y) and torch.equal(answer["index"], index)
     assert not answer["attacked"].requires_grad
 
@@ -107,12 +115,17 @@ def test_a_loaded_classifier_trains_again(runs, tmp_path):
     module = RobustClassification(classifier, LogNormal())
     tiny.trainer(tmp_path).fit(module, datamodule=Images(batch_size=32))
     assert classifier.training and all(p.requires_grad for p in classifier.parameters())
-    assert all(not torch.equal(before[name], value) for name, value in classifier.named_parameters())
+    assert all(
+        not torch.equal(before[name], value) for name, value in classifier.named_parameters()
+    )
 
 
 def test_the_threat_model_is_stated(tmp_path, caplog):
     module = RobustClassification(
-        build(tiny.classifier()), LogNormal(), attack=PGD(0.5), evaluation_attack=PGD(0.25, steps=20)
+        build(tiny.classifier()),
+        LogNormal(),
+        attack=PGD(0.5),
+        evaluation_attack=PGD(0.25, steps=20),
     )
     with caplog.at_level("INFO"):
         tiny.trainer(tmp_path).fit(module, datamodule=Images(batch_size=32))

@@ -1,0 +1,298 @@
+"""Whatever is wrong with the input: one message, with what was given, expected and the repair."""
+
+import os
+import re
+import resource
+import sys
+from contextlib import contextmanager
+
+import pytest
+import tiny
+import yaml
+from PIL import Image
+
+from robustguide.__main__ import entry
+from robustguide.complaints import explain
+
+
+@pytest.fixture
+def complaint(monkeypatch, capfd, tmp_path):
+    """Runs a command line and returns its exit code and the lines of its message."""
+    monkeypatch.delenv("ROBUSTGUIDE_TRACEBACK", raising=False)
+
+    def run(command, config, *words):
+        folder = tmp_path / "run"
+        config = tiny.merged(config, {"trainer": {"default_root_dir": str(folder)}})
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+        words = ["robustguide", command, f"--config={tmp_path}/config.yaml", *map(str, words)]
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as raised:
+            entry()
+        out, err = capfd.readouterr()
+        shown = [line for line in err.splitlines() if line.startswith("robustguide")]
+        assert len(shown) == 1 and "Traceback" not in out + err
+        assert len(shown[0]) < 700, shown
+        assert raised.value.code in (1, 2)
+        assert not list(folder.rglob("*.part")) and not list(folder.rglob("*.partial"))
+        return raised.value.code, shown[0]
+
+    return run
+
+
+def changed(config, path, value):
+    """A configuration with one value changed, deep inside."""
+    config = tiny.merged(config)
+    *outer, last = path.split(".")
+    part = config
+    for name in outer:
+        part = part[name]
+    part[last] = value
+    return config
+
+
+TRAINING = tiny.classification(attack=tiny.pgd())
+MODEL = "model.init_args"
+NET = f"{MODEL}.classifier.init_args.net"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("trainer.max_step", 3, r"no option 'trainer\.max_step' \(did you mean trainer\.max_steps"),
+        ("modle", {"a": 1}, r"no option 'modle.*' \(did you mean model"),
+        (f"{MODEL}.atack", None, r"RobustClassification takes no 'atack' \(did you mean attack\?\); it"),
+        (f"{NET}.init_args.widht", 3, r"model\.classifier\.net: .*MLP takes no 'widht' \(did you mean w"),
+        (f"{NET}.class_path", "robustguide.nets.MPL", r"net: robustguide\.nets has no 'MPL' \(did .*MLP"),
+        (f"{MODEL}.classifier", {"class_path": "os.system"}, r"model\.classifier: .*os\.system does not"),
+        (f"{MODEL}.classifier", tiny.denoiser(), r"EpsDenoiser does not .* a subclass of Classifier"),
+        (f"{MODEL}.classifier", 3, r"model\.classifier: expected .*Classifier, got 3"),
+        (f"{MODEL}.optimizer.init_args.lr", "fast", r"model\.optimizer\.lr: expected float, got fast"),
+        (f"{MODEL}.levels", 0.3, r"model\.levels: expected Sequence, got 0\.3"),
+        ("trainer.max_steps", "many", r"trainer\.max_steps: expected int, got many"),
+        ("data", {"class_path": "robustguide.data.Folder"}, r"data: .*Folder does not correspond"),
+    ],
+)
+def test_a_configuration_that_does_not_parse(complaint, path, value, said):
+    code, message = complaint("fit", changed(TRAINING, path, value))
+    assert code == 2 and re.search(said, message), message
+
+
+def test_a_word_that_is_no_option(complaint):
+    code, message = complaint("fit", TRAINING, "--trainer.max_stepz=3", "--trainer.max_steps=2")
+    assert code == 2 and "'trainer.max_stepz' (did you mean trainer.max_steps" in message
+    code, message = complaint("fit", TRAINING, "--trainer.max_ste=3")
+    assert code == 2 and "no option 'trainer.max_ste'" in message  # nothing is guessed
+    code, message = complaint("fit", TRAINING, "--config=nowhere.yaml")
+    assert code == 2 and "File does not exist: 'nowhere.yaml'" in message
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (f"{MODEL}.levels", [-1.0], r"noise levels of at least 0, got \[-1\.0\]"),
+        (f"{MODEL}.levels", [float("nan")], r"finite noise levels .*, got \[nan\]"),
+        (f"{MODEL}.attack.init_args.radius", -1.0, r"radius is a finite number, 0 or more, got -1"),
+        (f"{MODEL}.attack.init_args.steps", 0, r"at least 1 step, got steps=0"),
+        (f"{MODEL}.noise", None, r"name one as model\.noise"),
+        (f"{MODEL}.rates", {"net.stem": 0.1}, r"No parameter starts with 'net\.stem'; they are net\."),
+        (f"{NET}.init_args.num_logits", 7, r"7|10"),
+        ("data.init_args.batch_size", 0, r"batch_size is 0; expected 1 or more"),
+        ("data.init_args.batch_size", 5000, r"too few for a batch of 5000 .* lower batch_size to 1259"),
+        ("trainer.accelerator", "cuda", r"CUDA"),
+        ("trainer.max_epochs", -7, r"max_epochs"),
+    ],
+)
+def test_a_value_that_cannot_be(complaint, path, value, said):
+    code, message = complaint("fit", changed(TRAINING, path, value))
+    assert code == 1 and re.search(said, message), message
+
+
+def evaluation(path):
+    return tiny.merged(
+        tiny.classification(), {"model": {"init_args": {"classifier": tiny.loaded("classifier", path)}}}
+    )
+
+
+def test_a_checkpoint_that_is_not_there(complaint, runs):
+    code, message = complaint("test", evaluation(runs / "classifier/clasifier.safetensors"))
+    assert code == 1
+    assert "clasifier.safetensors does not exist" in message
+    assert "holds classifier.safetensors" in message and "robustguide fit" in message
+
+
+def test_a_denoiser_is_no_classifier(complaint, runs):
+    code, message = complaint("test", evaluation(runs / "denoiser/denoiser.safetensors"))
+    assert code == 1
+    assert "holds a denoiser, but a classifier was asked for; give another file" in message
+
+
+def test_a_file_that_is_no_checkpoint(complaint, tmp_path, runs):
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes((runs / "classifier/classifier.safetensors").read_bytes()[:1000])
+    code, message = complaint("test", evaluation(path))
+    assert code == 1 and "cut.safetensors cannot be read as a checkpoint" in message
+
+
+def trainer_checkpoint(folder):
+    (path,) = folder.glob("checkpoints/*.ckpt")
+    return path
+
+
+def test_a_trainer_s_checkpoint_of_another_shape(complaint, runs):
+    config = changed(TRAINING, f"{NET}.init_args.width", 32)
+    path = trainer_checkpoint(runs / "classifier")
+    code, message = complaint("fit", config, f"--ckpt_path={path}")
+    assert code == 1 and "of another network" in message
+    assert "net.enter.bias: checkpoint [16], configuration [32]" in message or "[16, 16]" in message
+    assert "Resume with the configuration" in message
+
+
+def test_a_trainer_s_checkpoint_of_something_else(complaint, runs, tmp_path):
+    code, message = complaint("fit", TRAINING, f"--ckpt_path={tmp_path}/none.ckpt")
+    assert code == 1 and "none.ckpt does not exist" in message and "give a .ckpt file" in message
+    path = runs / "classifier/classifier.safetensors"
+    code, message = complaint("fit", TRAINING, f"--ckpt_path={path}")
+    assert code == 1 and "load_classifier" in message and "--ckpt_path resumes from" in message
+    whole = trainer_checkpoint(runs / "classifier").read_bytes()
+    for name, content in (("cut", whole[:2000]), ("text", b"no checkpoint")):
+        (tmp_path / f"{name}.ckpt").write_bytes(content)
+        code, message = complaint("fit", TRAINING, f"--ckpt_path={tmp_path}/{name}.ckpt")
+        assert code == 1 and "is damaged, or no checkpoint of a trainer" in message
+    path = trainer_checkpoint(runs / "denoiser")
+    code, message = complaint("fit", TRAINING, f"--ckpt_path={path}")
+    assert code == 1 and "of another network" in message
+
+
+@pytest.fixture
+def sampling(runs):
+    return tiny.generation(
+        runs / "denoiser/denoiser.safetensors",
+        guidance={"classifier": tiny.guided(runs / "classifier/classifier.safetensors")},
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("guidance.classifier.init_args.scale", float("nan"), r"scale must be a finite number, got nan"),
+        ("sampler.init_args.clip", -1.0, r"clip must be a positive number or null, got -1"),
+        (
+            "sampler.init_args.variance",
+            {"class_path": "robustguide.samplers.Learned"},
+            r"learned variance, but this denoiser predicts none; use",
+        ),
+        ("watched_steps", 0, r"watched_steps must be at least 1, got 0"),
+    ],
+)
+def test_a_sampling_that_cannot_be(complaint, sampling, path, value, said):
+    code, message = complaint("test", changed(sampling, f"model.init_args.{path}", value))
+    assert code == 1 and re.search(said, message), message
+
+
+def test_the_scale_may_be_changed_from_the_command_line(complaint, sampling):
+    word = "--model.guidance.classifier.scale=nan"
+    code, message = complaint("test", sampling, word)
+    assert code == 1 and "must be a finite number, got nan" in message
+    code, message = complaint("test", sampling, word.replace("scale", "scal"))
+    assert code == 2 and "takes no 'scal' (did you mean scale?)" in message
+
+
+def test_a_label_that_is_no_class(complaint, sampling):
+    labels = tiny.spec("data.Listed", labels=[3, 10])
+    code, message = complaint("test", changed(sampling, "data.init_args.labels", labels))
+    assert code == 1 and re.search(r"10.*0\.\.9", message), message
+
+
+def test_folders_of_images(complaint, tmp_path):
+    """One that is not there, one without images, and one with a file that is none."""
+    config = tiny.classification(classifier=tiny.classifier())
+    config["data"] = tiny.spec("data.Images", source=tiny.spec("data.Folder", root="", size=8))
+    config = changed(config, f"{NET}.init_args.shape", [3, 8, 8])
+    code, message = complaint("fit", changed(config, "data.init_args.source.init_args.root", "none"))
+    assert code == 1 and re.search(r"no folder .*none; expected ROOT/train/CLASS", message)
+    root = tmp_path / "images"
+    config = changed(config, "data.init_args.source.init_args.root", str(root))
+    names = [str(k) for k in range(10)]
+    for name in names:
+        for split in ("train", "test"):
+            (root / split / name).mkdir(parents=True)
+    code, message = complaint("fit", config)
+    assert code == 1 and "images" in message and str(root) in message
+    for name in names:
+        for split in ("train", "test"):
+            for i in range(8):
+                Image.new("RGB", (8, 8), 20 * i).save(root / split / name / f"{i}.png")
+    (root / "train/3/0.png").write_bytes(b"no image")
+    code, message = complaint("fit", config)
+    assert code == 1 and "Cannot read the image" in message and "3/0.png" in message
+
+
+@contextmanager
+def full_disk(size):
+    """No file can grow beyond a size in bytes, which is how a full disk looks to a writer."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def briefly(config, **trainer):
+    """Without other files than the one that is looked at."""
+    trainer |= {"max_steps": 1, "logger": False, "enable_checkpointing": False}
+    return tiny.merged(config, {"trainer": trainer | {"limit_val_batches": 0}})
+
+
+def test_a_full_disk_while_the_network_is_exported(complaint, tmp_path):
+    config = changed(briefly(TRAINING), f"{NET}.init_args.width", 64)
+    with full_disk(60_000):
+        code, message = complaint("fit", config)
+    assert code == 1 and re.search(r"classifier\.safetensors could not be written.* free space", message)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml"}
+
+
+def test_a_full_disk_while_a_checkpoint_is_saved(complaint, tmp_path):
+    config = tiny.merged(briefly(TRAINING), {"trainer": {"enable_checkpointing": True}})
+    with full_disk(20_000):
+        code, message = complaint("fit", config)
+    assert code == 1 and "Free space there, or give another folder" in message
+    assert not list(tmp_path.glob("run/checkpoints/*.ckpt"))
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "results.json"])
+def test_a_full_disk_while_text_is_written(complaint, tmp_path, runs, name):
+    """The file of an earlier run stays as it was."""
+    (tmp_path / "run").mkdir()
+    before = '{"earlier": "run"}'
+    (tmp_path / "run" / name).write_text(before)
+    config = briefly(evaluation(runs / "classifier/classifier.safetensors"))
+    config = tiny.merged(config, {"data": {"init_args": {"eval_limit": 2}}})
+    size = 300 if name == "config.yaml" else 3600
+    if name == "results.json":
+        config["model"]["init_args"]["levels"] = [0.1 + i / 100 for i in range(200)]
+        size = 30_000
+    with full_disk(size):
+        code, message = complaint("test", config)
+    assert code == 1 and "Free space there, or give another folder" in message
+    assert (tmp_path / "run" / name).read_text() == before
+
+
+def test_the_traceback_is_there_for_who_asks(monkeypatch):
+    monkeypatch.setenv("ROBUSTGUIDE_TRACEBACK", "1")
+    monkeypatch.setattr(sys, "argv", ["robustguide", "demo", "--configs=nowhere"])
+    with pytest.raises(FileNotFoundError, match=r"No configurations of the demo in .*nowhere"):
+        entry()
+    assert os.environ["ROBUSTGUIDE_TRACEBACK"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("something that nobody foresaw", "something that nobody foresaw"),
+        ('Parser key "a":\n  Parser key "a":\n    odd', "a.a: odd"),
+        ("Option 'x' is not accepted", " takes no 'x'"),
+    ],
+)
+def test_messages_that_nobody_foresaw(message, said):
+    assert explain(message) == said

@@ -1,0 +1,189 @@
+"""Two processes (DDP with gloo) measure, write and train what one does.
+
+They are forked, so nothing is imported twice; the command line is the same for both.
+"""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import tiny
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch.multiprocessing import ProcessRaisedException
+
+from robustguide import load_classifier
+from robustguide.data import Digits
+from robustguide.data.batches import training_batches
+from robustguide.noise import LogNormal
+from robustguide.samplers.seeds import mixed
+
+# Forked processes are what these tests are about, and one of them may have nothing to do.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*fork", "ignore:Total length of", "ignore:Found .* module.s. in eval mode"
+)
+SHORT = {"trainer": {"max_steps": 1, "val_check_interval": 1, "log_every_n_steps": 1}}
+TWO = {"trainer": {"devices": 2, "strategy": "ddp_fork"}}
+
+
+def both(folder, command, config, *words):
+    """Folders of a run by one process and of the same run by two."""
+    tiny.run(folder / "one", command, config, *words)
+    tiny.run(folder / "two", command, tiny.merged(config, TWO), *words)
+    return folder / "one", folder / "two"
+
+
+def numbers(value, where=""):
+    """All numbers of a document by their place."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {k: v for key, part in items for k, v in numbers(part, f"{where}/{key}").items()}
+    return {where: value}
+
+
+def check_same(one, two):
+    """The same metrics and curves, each with the same n."""
+    for key in ("metrics", "curves"):
+        first, second = numbers(one[key]), numbers(two[key])
+        assert first.keys() == second.keys() and first
+        for name, value in first.items():
+            if isinstance(value, float):
+                assert second[name] == pytest.approx(value, rel=1e-9, abs=1e-12), name
+            else:
+                assert second[name] == value, name
+
+
+def test_a_classifier_is_measured_on_each_image_once(runs, tmp_path, json_of):
+    """An odd number of images, in batches of one, so that each is computed in the same way."""
+    path = runs / "classifier/classifier.safetensors"
+    config = tiny.classification(evaluation_attack=tiny.pgd(radius=0.5))
+    changes = {
+        "model": {"init_args": {"classifier": tiny.loaded("classifier", path)}},
+        "data": {"init_args": {"eval_batch_size": 1, "eval_limit": 11}},
+    }
+    one, two = map(json_of, both(tmp_path, "test", tiny.merged(config, changes)))
+    check_same(one, two)
+    assert one["metrics"]["accuracy"]["n"] == 11
+    assert (one["run"]["world_size"], two["run"]["world_size"]) == (1, 2)
+
+
+def generation(runs, **data):
+    path = runs / "classifier/classifier.safetensors"
+    features = tiny.spec(
+        "metrics.ClassifierFeatures", network=tiny.loaded("classifier", path), name="tiny_features"
+    )
+    callbacks = [
+        tiny.spec("callbacks.TrajectoryCalibration"),
+        tiny.spec("callbacks.ClassAccuracy", judge=tiny.loaded("classifier", path)),
+        tiny.spec("callbacks.FrechetOfSamples", features=features),
+        tiny.spec("callbacks.SampleGrid", count=7),
+    ]
+    config = tiny.generation(
+        runs / "denoiser/denoiser.safetensors",
+        sampler=tiny.ancestral(5),
+        guidance={"classifier": tiny.guided(path)},
+        observer=tiny.loaded("classifier", path),
+        callbacks=callbacks,
+    )
+    data = {"batch_size": 1, "reference": tiny.spec("data.Digits", fold=[0, 8])} | data
+    return tiny.merged(config, {"data": {"init_args": data}})
+
+
+def test_a_generation_is_measured_on_each_image_once(runs, tmp_path, json_of):
+    folders = both(tmp_path, "test", generation(runs, count=21))
+    one, two = map(json_of, folders)
+    check_same(one, two)
+    assert {metric["n"] for metric in two["metrics"].values()} == {21}
+    rows = ("denoiser_evaluations", "classifier_evaluations", "observer_evaluations")
+    assert [one["cost"][name] for name in rows] == [two["cost"][name] for name in rows] == [5, 5, 3]
+    # the grid shows images 0 to 6, though each process made every other one
+    grids = [load_file(folder / "samples.safetensors")["pixels"] for folder in folders]
+    assert len(grids[0]) == 7 and torch.equal(*grids)
+
+
+def test_a_process_without_an_image_is_refused(runs, tmp_path):
+    """It would leave the loop, and the others would wait for its sums."""
+    with pytest.raises(ProcessRaisedException, match="There are 1 images for 2 processes, and each"):
+        tiny.run(tmp_path / "two", "test", tiny.merged(generation(runs, count=1), TWO))
+    assert not (tmp_path / "two/results.json").exists()
+
+
+def test_predictions_are_written_once(runs, tmp_path):
+    config = generation(runs, count=11)
+    config["trainer"]["callbacks"] = [tiny.spec("callbacks.SampleWriter")]
+    one, two = both(tmp_path, "predict", config)
+    files = [{path.name: path.read_bytes() for path in f.glob("images/*.png")} for f in (one, two)]
+    assert files[0] == files[1] and len(files[0]) == 11
+    assert (one / "samples.jsonl").read_text() == (two / "samples.jsonl").read_text()
+    lines = [json.loads(line) for line in (two / "samples.jsonl").read_text().splitlines()]
+    assert [line["index"] for line in lines] == list(range(11))
+    (two / "images/00000003.png").unlink()
+    tiny.run(two, "predict", tiny.merged(config, TWO))
+    again = {path.name: path.read_bytes() for path in two.glob("images/*.png")}
+    assert again == files[0]
+
+
+def test_a_loaded_network_is_trained_by_two(runs, tmp_path):
+    """With a frozen part: it must be known before the processes are joined."""
+    path = runs / "classifier/classifier.safetensors"
+    config = tiny.classification(
+        classifier=tiny.loaded("classifier", path), rates={"net.embed": 0}, attack=tiny.pgd()
+    )
+    config = tiny.merged(config, TWO, SHORT)
+    tiny.run(tmp_path / "run", "fit", config)
+    before = load_classifier(str(path)).state_dict()
+    after = load_classifier(str(tmp_path / "run/classifier.safetensors")).state_dict()
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert same == {name for name in before if name.startswith("net.embed")}
+
+
+def test_two_processes_draw_different_noise_and_share_their_gradient(tmp_path, json_of):
+    """One step of SGD: the change is the rate times the mean of the two ranks' gradients."""
+    config = tiny.classification(
+        optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": 1.0}}
+    )
+    config = tiny.merged(
+        config,
+        SHORT,
+        {"data": {"init_args": {"batch_size": 8}}},
+    )
+    tiny.run(tmp_path / "start", "fit", tiny.merged(config, {"trainer": {"max_steps": 0}}))
+    tiny.run(tmp_path / "end", "fit", tiny.merged(config, TWO))
+    start, end = (
+        load_classifier(str(tmp_path / name / "classifier.safetensors")) for name in ("start", "end")
+    )
+    gradients = [by_hand(start, rank) for rank in (0, 1)]
+    for name, value in start.named_parameters():
+        mean = (gradients[0][name] + gradients[1][name]) / 2
+        torch.testing.assert_close(end.get_parameter(name), value - mean, atol=1e-6, rtol=1e-5)
+    assert not torch.equal(*(gradient["net.leave.bias"] for gradient in gradients))
+
+
+def by_hand(classifier, rank):
+    """Gradients of a rank's first step."""
+    split = Digits().split("train")
+    keys = next(training_batches(len(split), 8, 0, rank, 2))
+    x_0 = torch.stack([split[row][0] for _, row in keys])
+    y = torch.tensor([split[row][1] for _, row in keys])
+    torch.manual_seed(mixed(0, 0, rank))
+    sigma = LogNormal().sample(8, "cpu")
+    x = x_0 + sigma[:, None, None, None] * torch.randn(8, 1, 8, 8)
+    classifier.requires_grad_(True).zero_grad()
+    torch.nn.functional.cross_entropy(classifier(x, sigma), y).backward()
+    return {name: p.grad.clone() for name, p in classifier.named_parameters()}
+
+
+@pytest.mark.check
+def test_processes_that_lightning_starts_itself(runs, tmp_path, json_of):
+    """`strategy: ddp` runs the same command again for the second process."""
+    config = generation(runs, count=21)
+    config = tiny.merged(config, {"trainer": {"devices": 2, "strategy": "ddp"}})
+    config["trainer"]["default_root_dir"] = str(tmp_path / "two")
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "robustguide", "test", f"--config={tmp_path}/two.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    tiny.run(tmp_path / "one", "test", generation(runs, count=21))
+    check_same(json_of(tmp_path / "one"), json_of(tmp_path / "two"))
