@@ -12,7 +12,19 @@ import yaml
 from PIL import Image
 
 from robustguide.__main__ import entry
+from robustguide.callbacks import results
 from robustguide.complaints import explain
+
+
+@contextmanager
+def full_disk(size):
+    """No file grows beyond a size in bytes, which is how a full disk looks to who writes it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard if size is None else size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture
@@ -20,13 +32,13 @@ def complaint(monkeypatch, capfd, tmp_path):
     """Runs a command line and returns its exit code and the lines of its message."""
     monkeypatch.delenv("ROBUSTGUIDE_TRACEBACK", raising=False)
 
-    def run(command, config, *words):
+    def run(command, config, *words, disk=None):
         folder = tmp_path / "run"
         config = tiny.merged(config, {"trainer": {"default_root_dir": str(folder)}})
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
         words = ["robustguide", command, f"--config={tmp_path}/config.yaml", *map(str, words)]
         monkeypatch.setattr(sys, "argv", words)
-        with pytest.raises(SystemExit) as raised:
+        with pytest.raises(SystemExit) as raised, full_disk(disk):
             entry()
         out, err = capfd.readouterr()
         shown = [line for line in err.splitlines() if line.startswith("robustguide")]
@@ -58,15 +70,43 @@ NET = f"{MODEL}.classifier.init_args.net"
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
-        ("trainer.max_step", 3, r"no option 'trainer\.max_step' \(did you mean trainer\.max_steps"),
+        (
+            "trainer.max_step",
+            3,
+            r"no option 'trainer\.max_step' \(did you mean trainer\.max_s",
+        ),
         ("modle", {"a": 1}, r"no option 'modle.*' \(did you mean model"),
-        (f"{MODEL}.atack", None, r"RobustClassification takes no 'atack' \(did you mean attack\?\); it"),
-        (f"{NET}.init_args.widht", 3, r"model\.classifier\.net: .*MLP takes no 'widht' \(did you mean w"),
-        (f"{NET}.class_path", "robustguide.nets.MPL", r"net: robustguide\.nets has no 'MPL' \(did .*MLP"),
-        (f"{MODEL}.classifier", {"class_path": "os.system"}, r"model\.classifier: .*os\.system does not"),
-        (f"{MODEL}.classifier", tiny.denoiser(), r"EpsDenoiser does not .* a subclass of Classifier"),
+        (
+            f"{MODEL}.atack",
+            None,
+            r"model: .* takes no 'atack' \(did you mean attack\?\); it takes",
+        ),
+        (
+            f"{NET}.init_args.widht",
+            3,
+            r"model\.classifier\.net: .*MLP takes no 'widht' .* width",
+        ),
+        (
+            f"{NET}.class_path",
+            "robustguide.nets.MPL",
+            r"robustguide\.nets has no 'MPL' \(did .*MLP",
+        ),
+        (
+            f"{MODEL}.classifier",
+            {"class_path": "torch.nn.Linear"},
+            r"model\.classifier: .*nn\.Linear does",
+        ),
+        (
+            f"{MODEL}.classifier",
+            tiny.denoiser(),
+            r"EpsDenoiser .* a subclass of Classifier",
+        ),
         (f"{MODEL}.classifier", 3, r"model\.classifier: expected .*Classifier, got 3"),
-        (f"{MODEL}.optimizer.init_args.lr", "fast", r"model\.optimizer\.lr: expected float, got fast"),
+        (
+            f"{MODEL}.optimizer.init_args.lr",
+            "fast",
+            r"optimizer\.lr: expected float, got fast",
+        ),
         (f"{MODEL}.levels", 0.3, r"model\.levels: expected Sequence, got 0\.3"),
         ("trainer.max_steps", "many", r"trainer\.max_steps: expected int, got many"),
         ("data", {"class_path": "robustguide.data.Folder"}, r"data: .*Folder does not correspond"),
@@ -83,7 +123,7 @@ def test_a_word_that_is_no_option(complaint):
     code, message = complaint("fit", TRAINING, "--trainer.max_ste=3")
     assert code == 2 and "no option 'trainer.max_ste'" in message  # nothing is guessed
     code, message = complaint("fit", TRAINING, "--config=nowhere.yaml")
-    assert code == 2 and "File does not exist: 'nowhere.yaml'" in message
+    assert code == 2 and re.search("File does not exist: '.*nowhere.yaml'", message)
 
 
 @pytest.mark.parametrize(
@@ -91,13 +131,30 @@ def test_a_word_that_is_no_option(complaint):
     [
         (f"{MODEL}.levels", [-1.0], r"noise levels of at least 0, got \[-1\.0\]"),
         (f"{MODEL}.levels", [float("nan")], r"finite noise levels .*, got \[nan\]"),
-        (f"{MODEL}.attack.init_args.radius", -1.0, r"radius is a finite number, 0 or more, got -1"),
+        (
+            f"{MODEL}.attack.init_args.radius",
+            -1.0,
+            r"radius is a finite number, .*got -1",
+        ),
         (f"{MODEL}.attack.init_args.steps", 0, r"at least 1 step, got steps=0"),
         (f"{MODEL}.noise", None, r"name one as model\.noise"),
-        (f"{MODEL}.rates", {"net.stem": 0.1}, r"No parameter starts with 'net\.stem'; they are net\."),
-        (f"{NET}.init_args.num_logits", 7, r"7|10"),
+        (
+            f"{MODEL}.rates",
+            {"net.stem": 0.1},
+            r"No parameter starts with 'net\.stem'; they",
+        ),
+        (f"{NET}.init_args.num_logits", 7, r"num_classes 10, but its network answers with \[7\]"),
+        (
+            f"{NET}.init_args.shape",
+            [3, 8, 8],
+            r"cannot read the data's images of shape \[1, ",
+        ),
         ("data.init_args.batch_size", 0, r"batch_size is 0; expected 1 or more"),
-        ("data.init_args.batch_size", 5000, r"too few for a batch of 5000 .* lower batch_size to 1259"),
+        (
+            "data.init_args.batch_size",
+            5000,
+            r"batch of 5000 .* lower batch_size to 1259",
+        ),
         ("trainer.accelerator", "cuda", r"CUDA"),
         ("trainer.max_epochs", -7, r"max_epochs"),
     ],
@@ -109,7 +166,8 @@ def test_a_value_that_cannot_be(complaint, path, value, said):
 
 def evaluation(path):
     return tiny.merged(
-        tiny.classification(), {"model": {"init_args": {"classifier": tiny.loaded("classifier", path)}}}
+        tiny.classification(),
+        {"model": {"init_args": {"classifier": tiny.loaded("classifier", path)}}},
     )
 
 
@@ -143,7 +201,9 @@ def test_a_trainer_s_checkpoint_of_another_shape(complaint, runs):
     path = trainer_checkpoint(runs / "classifier")
     code, message = complaint("fit", config, f"--ckpt_path={path}")
     assert code == 1 and "of another network" in message
-    assert "net.enter.bias: checkpoint [16], configuration [32]" in message or "[16, 16]" in message
+    assert (
+        "net.enter.bias: checkpoint [16], configuration [32]" in message or "[16, 16]" in message
+    )
     assert "Resume with the configuration" in message
 
 
@@ -174,7 +234,11 @@ def sampling(runs):
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
-        ("guidance.classifier.init_args.scale", float("nan"), r"scale must be a finite number, got nan"),
+        (
+            "guidance.classifier.init_args.scale",
+            float("nan"),
+            r"scale must be a finite number, got nan",
+        ),
         ("sampler.init_args.clip", -1.0, r"clip must be a positive number or null, got -1"),
         (
             "sampler.init_args.variance",
@@ -190,7 +254,7 @@ def test_a_sampling_that_cannot_be(complaint, sampling, path, value, said):
 
 
 def test_the_scale_may_be_changed_from_the_command_line(complaint, sampling):
-    word = "--model.guidance.classifier.scale=nan"
+    word = "--model.guidance.classifier.scale=.nan"
     code, message = complaint("test", sampling, word)
     assert code == 1 and "must be a finite number, got nan" in message
     code, message = complaint("test", sampling, word.replace("scale", "scal"))
@@ -206,74 +270,62 @@ def test_a_label_that_is_no_class(complaint, sampling):
 def test_folders_of_images(complaint, tmp_path):
     """One that is not there, one without images, and one with a file that is none."""
     config = tiny.classification(classifier=tiny.classifier())
-    config["data"] = tiny.spec("data.Images", source=tiny.spec("data.Folder", root="", size=8))
+    source = tiny.spec("data.Folder", root="", size=8)
+    config["data"] = tiny.spec("data.Images", source=source, batch_size=64)
     config = changed(config, f"{NET}.init_args.shape", [3, 8, 8])
-    code, message = complaint("fit", changed(config, "data.init_args.source.init_args.root", "none"))
+    code, message = complaint(
+        "fit", changed(config, "data.init_args.source.init_args.root", "none")
+    )
     assert code == 1 and re.search(r"no folder .*none; expected ROOT/train/CLASS", message)
-    root = tmp_path / "images"
-    config = changed(config, "data.init_args.source.init_args.root", str(root))
+    folder = tmp_path / "images"
+    config = changed(config, "data.init_args.source.init_args.root", str(folder))
     names = [str(k) for k in range(10)]
     for name in names:
         for split in ("train", "test"):
-            (root / split / name).mkdir(parents=True)
+            (folder / split / name).mkdir(parents=True)
     code, message = complaint("fit", config)
-    assert code == 1 and "images" in message and str(root) in message
+    assert code == 1 and "images" in message and str(folder) in message
     for name in names:
         for split in ("train", "test"):
             for i in range(8):
-                Image.new("RGB", (8, 8), 20 * i).save(root / split / name / f"{i}.png")
-    (root / "train/3/0.png").write_bytes(b"no image")
+                Image.new("RGB", (8, 8), 20 * i).save(folder / split / name / f"{i}.png")
+    (folder / "train/3/0.png").write_bytes(b"no image")
     code, message = complaint("fit", config)
     assert code == 1 and "Cannot read the image" in message and "3/0.png" in message
 
 
-@contextmanager
-def full_disk(size):
-    """No file can grow beyond a size in bytes, which is how a full disk looks to a writer."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def briefly(config, **trainer):
     """Without other files than the one that is looked at."""
-    trainer |= {"max_steps": 1, "logger": False, "enable_checkpointing": False}
-    return tiny.merged(config, {"trainer": trainer | {"limit_val_batches": 0}})
+    trainer = {"max_steps": 1, "logger": False, "enable_checkpointing": False} | trainer
+    return tiny.merged(config, {"trainer": trainer})
 
 
 def test_a_full_disk_while_the_network_is_exported(complaint, tmp_path):
     config = changed(briefly(TRAINING), f"{NET}.init_args.width", 64)
-    with full_disk(60_000):
-        code, message = complaint("fit", config)
-    assert code == 1 and re.search(r"classifier\.safetensors could not be written.* free space", message)
+    code, message = complaint("fit", config, disk=60_000)
+    assert code == 1
+    assert re.search(r"classifier\.safetensors could not be written.* free space there", message)
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml"}
 
 
 def test_a_full_disk_while_a_checkpoint_is_saved(complaint, tmp_path):
-    config = tiny.merged(briefly(TRAINING), {"trainer": {"enable_checkpointing": True}})
-    with full_disk(20_000):
-        code, message = complaint("fit", config)
+    config = briefly(TRAINING, enable_checkpointing=True, val_check_interval=1)
+    code, message = complaint("fit", config, disk=10_000)
     assert code == 1 and "Free space there, or give another folder" in message
-    assert not list(tmp_path.glob("run/checkpoints/*.ckpt"))
+    assert not [path for path in tmp_path.glob("run/checkpoints/*") if path.stat().st_size]
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "results.json"])
-def test_a_full_disk_while_text_is_written(complaint, tmp_path, runs, name):
+def test_a_full_disk_while_text_is_written(complaint, tmp_path, runs, name, monkeypatch):
     """The file of an earlier run stays as it was."""
     (tmp_path / "run").mkdir()
     before = '{"earlier": "run"}'
     (tmp_path / "run" / name).write_text(before)
+    monkeypatch.setattr(results, "version_of", lambda package: "9" * 100_000)
     config = briefly(evaluation(runs / "classifier/classifier.safetensors"))
     config = tiny.merged(config, {"data": {"init_args": {"eval_limit": 2}}})
-    size = 300 if name == "config.yaml" else 3600
-    if name == "results.json":
-        config["model"]["init_args"]["levels"] = [0.1 + i / 100 for i in range(200)]
-        size = 30_000
-    with full_disk(size):
-        code, message = complaint("test", config)
+    disk = {"config.yaml": 300, "results.json": 500_000}[name]
+    code, message = complaint("test", config, disk=disk)
     assert code == 1 and "Free space there, or give another folder" in message
     assert (tmp_path / "run" / name).read_text() == before
 

@@ -38,7 +38,7 @@ def test_torch_is_imported_when_it_is_needed():
 
 def test_there_is_nothing_else():
     assert robustguide.__all__ == ["load_classifier", "load_denoiser", "sample"]
-    with pytest.raises(AttributeError, match="robustguide.*'nothing'"):
+    with pytest.raises(AttributeError, match=r"robustguide.*'nothing'"):
         _ = robustguide.nothing
 
 

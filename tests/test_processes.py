@@ -97,7 +97,9 @@ def test_a_generation_is_measured_on_each_image_once(runs, tmp_path, json_of):
     check_same(one, two)
     assert {metric["n"] for metric in two["metrics"].values()} == {21}
     rows = ("denoiser_evaluations", "classifier_evaluations", "observer_evaluations")
-    assert [one["cost"][name] for name in rows] == [two["cost"][name] for name in rows] == [5, 5, 3]
+    assert (
+        [one["cost"][name] for name in rows] == [two["cost"][name] for name in rows] == [5, 5, 3]
+    )
     # the grid shows images 0 to 6, though each process made every other one
     grids = [load_file(folder / "samples.safetensors")["pixels"] for folder in folders]
     assert len(grids[0]) == 7 and torch.equal(*grids)
@@ -105,7 +107,9 @@ def test_a_generation_is_measured_on_each_image_once(runs, tmp_path, json_of):
 
 def test_a_process_without_an_image_is_refused(runs, tmp_path):
     """It would leave the loop, and the others would wait for its sums."""
-    with pytest.raises(ProcessRaisedException, match="There are 1 images for 2 processes, and each"):
+    with pytest.raises(
+        ProcessRaisedException, match="There are 1 images for 2 processes, and each"
+    ):
         tiny.run(tmp_path / "two", "test", tiny.merged(generation(runs, count=1), TWO))
     assert not (tmp_path / "two/results.json").exists()
 
@@ -152,7 +156,8 @@ def test_two_processes_draw_different_noise_and_share_their_gradient(tmp_path, j
     tiny.run(tmp_path / "start", "fit", tiny.merged(config, {"trainer": {"max_steps": 0}}))
     tiny.run(tmp_path / "end", "fit", tiny.merged(config, TWO))
     start, end = (
-        load_classifier(str(tmp_path / name / "classifier.safetensors")) for name in ("start", "end")
+        load_classifier(str(tmp_path / name / "classifier.safetensors"))
+        for name in ("start", "end")
     )
     gradients = [by_hand(start, rank) for rank in (0, 1)]
     for name, value in start.named_parameters():

@@ -28,9 +28,7 @@ def classifier(**net):
 
 def denoiser(**net):
     net = mlp(num_classes=10, num_null_labels=1, **net)
-    return spec(
-        "denoisers.EpsDenoiser", net=net, levels=LEVELS, num_classes=10, shape=[1, 8, 8]
-    )
+    return spec("denoisers.EpsDenoiser", net=net, levels=LEVELS, num_classes=10, shape=[1, 8, 8])
 
 
 def pgd(**arguments):
@@ -46,8 +44,10 @@ def merged(base, *changes):
     base = copy.deepcopy(base)
     for change in changes:
         for key, value in change.items():
-            if isinstance(value, dict) and isinstance(base.get(key), dict) and (
-                value.get("class_path") in (None, base[key].get("class_path"))
+            if (
+                isinstance(value, dict)
+                and isinstance(base.get(key), dict)
+                and (value.get("class_path") in (None, base[key].get("class_path")))
             ):
                 base[key] = merged(base[key], value)
             else:

@@ -12,6 +12,7 @@ from robustguide.interfaces import Denoiser
 from robustguide.modules.optimization import optimization, thaw
 from robustguide.modules.resuming import refuse_other_network, start_step
 from robustguide.modules.robust import EVALUATION, Batch
+from robustguide.modules.trial import try_denoiser
 from robustguide.noise import NoiseDistribution, noise_like, perturb
 from robustguide.samplers import SeededNoise
 
@@ -71,6 +72,9 @@ class Denoising(LightningModule):
                     f"The data's {field} is {theirs}, the denoiser's {ours}; set "
                     f"model.denoiser.init_args.{field} (and the network's) to the data's."
                 )
+        shape = getattr(data, "shape", None)
+        if shape is not None:
+            try_denoiser(self.denoiser, shape)
         if stage == "fit":
             thaw(self.denoiser, self.rates)
 

@@ -15,6 +15,7 @@ from robustguide.attacks import Attack
 from robustguide.interfaces import Classifier
 from robustguide.modules.optimization import optimization, thaw
 from robustguide.modules.resuming import refuse_other_network, start_step
+from robustguide.modules.trial import try_classifier
 from robustguide.noise import NoiseDistribution, noise_like, perturb
 from robustguide.samplers import SeededNoise
 
@@ -65,23 +66,26 @@ class RobustClassification(LightningModule):
         self.seed = seed
 
     def setup(self, stage: str) -> None:
-        """Compares the classes of the data with those of the classifier.
+        """Compares the data with the classifier.
 
         Raises:
-            ValueError: When they differ, or when training has no noise distribution.
+            ValueError: When classes or shapes differ, or when training has no noise distribution.
         """
         if stage == "fit" and self.noise is None:
             raise ValueError(
                 "Training needs a noise distribution; name one as model.noise, such as "
                 "robustguide.noise.UniformT."
             )
-        num_classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
+        data = getattr(self.trainer, "datamodule", None)
+        num_classes, shape = getattr(data, "num_classes", None), getattr(data, "shape", None)
         if num_classes not in (None, self.classifier.num_classes):
             raise ValueError(
                 f"The data has {num_classes} classes, the classifier "
                 f"{self.classifier.num_classes}; set model.classifier.init_args.num_classes (and "
                 "the network's) to the data's."
             )
+        if shape is not None:
+            try_classifier(self.classifier, shape)
         if stage == "fit":
             thaw(self.classifier, self.rates)
 

@@ -76,7 +76,7 @@ def test_measuring_sees_the_average_and_training_does_not(tmp_path):
 def test_what_measures_stands_before_it(tmp_path):
     module = RobustClassification(build(tiny.classifier()), LogNormal())
     trainer = tiny.trainer(tmp_path, EMA(0.9), NoiseCurves())
-    with pytest.raises(ValueError, match="NoiseCurves stands behind EMA.*list EMA last"):
+    with pytest.raises(ValueError, match=r"NoiseCurves stands behind EMA.*list EMA last"):
         trainer.fit(module, datamodule=Images(batch_size=32))
 
 

@@ -73,7 +73,7 @@ def test_a_share_of_the_labels_is_dropped(noise, share, tmp_path):
     module = Denoising(spy, noise, label_dropout=share)
     data = Images(batch_size=400)
     tiny.trainer(tmp_path, max_steps=3, limit_val_batches=0).fit(module, datamodule=data)
-    y = torch.cat(spy.y)
+    y = torch.cat(spy.y[1:])  # the first call tries a blank image
     dropped = (y == 10).float().mean()
     assert len(y) == 1200
     assert dropped == share if share in (0, 1) else abs(dropped - share) < 4 * (0.21 / 1200) ** 0.5
@@ -85,7 +85,7 @@ def test_a_step_draws_from_its_seed(noise, tmp_path):
     tiny.trainer(tmp_path, max_steps=2, limit_val_batches=0).fit(
         module, datamodule=Images(batch_size=8)
     )
-    for step, sigma in enumerate(spy.sigma):
+    for step, sigma in enumerate(spy.sigma[1:]):
         torch.manual_seed(mixed(5, step, 0))
         assert torch.equal(sigma, noise.sample(8, "cpu"))
 
