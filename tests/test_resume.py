@@ -21,7 +21,7 @@ SCHEDULE = {
 DATA = {"source": tiny.spec("data.Digits", fold=[0, 5]), "batch_size": 50, "eval_limit": 20}
 TRAINER = {
     "max_steps": 14,
-    "val_check_interval": 3,
+    "val_check_interval": 5,
     "log_every_n_steps": 1,
     "callbacks": [CHECKPOINT],
 }
