@@ -14,7 +14,12 @@ from robustguide.machine.finding import Finding
 
 MALICIOUS = {"lightning": {"2.6.2", "2.6.3"}, "pytorch-lightning": {"2.6.2", "2.6.3"}}
 OPTIONAL = ("timm", "diffusers", "open_clip_torch")
-MODULES = {"scikit-learn": "sklearn", "robustness": "robustness.attack_steps"}
+MODULES = {
+    "scikit-learn": "sklearn",
+    "pillow": "PIL",
+    "pyyaml": "yaml",
+    "robustness": "robustness.attack_steps",
+}
 
 
 def versions() -> Iterator[Finding]:
