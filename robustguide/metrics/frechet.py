@@ -9,7 +9,6 @@ so it stays real and exact when there are fewer samples than features. Everythin
 """
 
 import os
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -18,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torchmetrics import Metric
+
+from robustguide.files import whole
 
 FORMAT = "robustguide.moments.1"
 
@@ -59,8 +60,6 @@ class Moments:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a safetensors file, under its final name only once it is whole."""
-        path = Path(path)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
         metadata = {
             "format": FORMAT,
             "count": str(self.count),
@@ -68,11 +67,8 @@ class Moments:
             "images": self.images,
         }
         tensors = {"mean": self.mean, "covariance": self.covariance}
-        try:
+        with whole(path) as part:
             save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, part, metadata)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Moments":

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from robustguide.files import whole
 from robustguide.metrics import Reliability
 
 Values = Sequence[float] | Float[Tensor, " n"]
@@ -191,16 +192,10 @@ def gradient_panel(
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
     """Writes a PNG, under its final name only once it is whole; makes the folder if need be."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
+    with whole(path) as part:
         # without the library's version in it, the same figure is the same file
         figure.savefig(part, format="png", dpi=DPI, metadata={"Software": None})
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
+    return Path(path)
 
 
 def _numbers(values: Values) -> NDArray[np.float64]:
