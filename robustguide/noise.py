@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -60,13 +61,25 @@ def noise_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
 
-class DiscreteLevels:
+class Levels(ABC):
+    """What a network of the variance-preserving family is told in place of sigma."""
+
+    @abstractmethod
+    def t(self, sigma: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """Time of a noise level, as float32."""
+
+    @abstractmethod
+    def snap(self, sigma: float) -> float:
+        """The nearest level that a network was told of in training; 0 stays 0."""
+
+
+class DiscreteLevels(Levels):
     """The noise levels of a discrete chain, and the way back from a level to its index.
 
     Args:
         betas: Variances added at the T steps of the variance-preserving chain, each in (0, 1).
-        interpolated: Between two entries, t is interpolated in log sigma; otherwise the nearest
-            entry (in log sigma) is taken, as replaying a discrete chain needs.
+        interpolated: Between two entries, t is interpolated in log sigma; otherwise the entry
+            with the nearest sigma is taken, as Karras et al. (2022), appendix C.3.4, do.
 
     Raises:
         ValueError: For a beta outside (0, 1).
@@ -98,18 +111,21 @@ class DiscreteLevels:
         return len(self.betas)
 
     def snap(self, sigma: float) -> float:
-        """The table's level nearest in log sigma; 0 stays 0. Identity for interpolated levels."""
+        """The table's nearest level; 0 stays 0. Identity for interpolated levels."""
         if self.interpolated or sigma == 0:
             return sigma
-        return float(self.sigmas[np.abs(np.log(self.sigmas) - math.log(sigma)).argmin()])
+        return float(self.sigmas[np.abs(self.sigmas - sigma).argmin()])
 
     def t(self, sigma: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """Index into the table, as float32; clamped to its ends, so that sigma 0 is t 0."""
-        _, table = self.tables(sigma.device)
-        log_sigma = sigma.to(table.dtype).log().clamp(table[0], table[-1])
-        above = torch.searchsorted(table, log_sigma).clamp(1, len(table) - 1)
+        sigmas, log_sigmas = self.tables(sigma.device)
+        table, place = sigmas, sigma.to(sigmas.dtype)
+        if self.interpolated:
+            table, place = log_sigmas, place.log()
+        place = place.clamp(table[0], table[-1])
+        above = torch.searchsorted(table, place).clamp(1, len(table) - 1)
         low, high = table[above - 1], table[above]
-        fraction = (log_sigma - low) / (high - low)
+        fraction = (place - low) / (high - low)
         if not self.interpolated:
             fraction = (fraction > 0.5).to(fraction)
         return (above - 1 + fraction).float()
@@ -129,6 +145,17 @@ def linear_levels(steps: int = 1000, interpolated: bool = False) -> DiscreteLeve
     return DiscreteLevels(
         np.linspace(1e-4, 0.02, steps).dot(1000 / steps).tolist(), interpolated=interpolated
     )
+
+
+def scaled_linear_levels(
+    steps: int = 1000, first: float = 0.00085, last: float = 0.012, interpolated: bool = False
+) -> DiscreteLevels:
+    """Betas whose roots are equally spaced; the defaults are Stable Diffusion's.
+
+    Rombach et al. (2022) give no formula; the numbers are those of their published models.
+    """
+    betas = np.linspace(math.sqrt(first), math.sqrt(last), steps) ** 2
+    return DiscreteLevels(betas.tolist(), interpolated=interpolated)
 
 
 def cosine_levels(steps: int = 1000, interpolated: bool = False) -> DiscreteLevels:
@@ -192,11 +219,15 @@ class Grid(ABC):
 
     @abstractmethod
     def sigmas(self) -> tuple[float, ...]:
-        """Levels in descending order; the last is 0."""
+        """Levels in descending order; the last is 0 unless the grid says otherwise."""
 
     @abstractmethod
     def start(self, noise: Float[Tensor, " b *axes"], sigma: float) -> Float[Tensor, " b *axes"]:
         """Turns unit noise into the first state, at the first level as the denoiser knows it."""
+
+    def finish(self, x: Float[Tensor, " b *axes"], sigma: float) -> Float[Tensor, " b *axes"]:
+        """What the last state means, at the last level; at level 0 it is the image itself."""
+        return x
 
 
 @dataclass(frozen=True)
@@ -238,6 +269,40 @@ class RhoGrid(Grid):
 
 
 @dataclass(frozen=True)
+class ExponentialGrid(Grid):
+    """Levels equally spaced in log sigma, the limit of `RhoGrid` for large rho.
+
+    Args:
+        steps: Number of steps; 0 is appended after them.
+        sigma_min: Last level before 0.
+        sigma_max: First level.
+
+    Raises:
+        ValueError: For other numbers.
+    """
+
+    steps: int = 18
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 2 or not 0 < self.sigma_min < self.sigma_max < math.inf:
+            raise ValueError(
+                "ExponentialGrid needs at least 2 steps and 0 < sigma_min < sigma_max, got "
+                f"{self}."
+            )
+
+    def sigmas(self) -> tuple[float, ...]:
+        """Levels in descending order; the last is 0."""
+        ramp = [i / (self.steps - 1) for i in range(self.steps)]
+        return (*(self.sigma_max ** (1 - u) * self.sigma_min**u for u in ramp), 0.0)
+
+    def start(self, noise: Tensor, sigma: float) -> Tensor:
+        """`sigma` times unit noise, as EDM starts."""
+        return noise * sigma
+
+
+@dataclass(frozen=True)
 class ChainGrid(Grid):
     """Levels of a discrete chain, all or some of them.
 
@@ -264,6 +329,295 @@ class ChainGrid(Grid):
     def start(self, noise: Tensor, sigma: float) -> Tensor:
         """`sqrt(1 + sigma**2)` times unit noise: x_T is unit noise, as the chain starts."""
         return noise * math.sqrt(1 + sigma**2)
+
+
+@dataclass(frozen=True)
+class StridedGrid(Grid):
+    """Every so many entries of a chain, as the schedulers of `diffusers` space them.
+
+    The stride is `T // steps`. Lin et al. (2024), table 2, call `offset` 0 or 1 "leading", and
+    `T // steps - 1`, which starts at the last entry, "trailing".
+
+    Args:
+        levels: The full chain.
+        steps: Number of steps.
+        offset: Lowest entry visited.
+        ends_in_table: The last step goes to the chain's first level rather than to 0, as Stable
+            Diffusion's does (`set_alpha_to_one: false`); what comes out is noisy by that much.
+
+    Raises:
+        ValueError: When the chain has no such entries.
+    """
+
+    levels: DiscreteLevels
+    steps: int = 50
+    offset: int = 0
+    ends_in_table: bool = False
+
+    def __post_init__(self) -> None:
+        length = len(self.levels)
+        if not 1 <= self.steps <= length or not 0 <= self.offset < length:
+            raise ValueError(
+                f"steps={self.steps} from offset={self.offset} do not fit a chain of {length} "
+                f"entries; give 1 to {length} steps."
+            )
+        if (highest := self.indices()[-1]) >= length:
+            raise ValueError(
+                f"steps={self.steps} from offset={self.offset} reach entry {highest}, but the "
+                f"last of the chain is {length - 1}; give fewer steps or a smaller offset."
+            )
+
+    def indices(self) -> list[int]:
+        """Visited entries of the full table, ascending."""
+        stride = len(self.levels) // self.steps
+        return [self.offset + stride * step for step in range(self.steps)]
+
+    def finish(self, x: Float[Tensor, " b *axes"], sigma: float) -> Float[Tensor, " b *axes"]:
+        """The chain's own unit, `x / sqrt(1 + sigma**2)`."""
+        return x / math.sqrt(1 + sigma**2)
+
+    def sigmas(self) -> tuple[float, ...]:
+        """Levels in descending order; the last is 0, or the chain's first level."""
+        visited = self.levels.sigmas[self.indices()[::-1]].tolist()
+        last = float(self.levels.sigmas[0]) if self.ends_in_table else 0.0
+        return (*visited, last) if visited[-1] != last else tuple(visited)
+
+    def start(self, noise: Float[Tensor, " b *axes"], sigma: float) -> Float[Tensor, " b *axes"]:
+        """`sqrt(1 + sigma**2)` times unit noise, as the chain starts."""
+        return noise * math.sqrt(1 + sigma**2)
+
+
+@dataclass(frozen=True)
+class TableGrid(Grid):
+    """Entries of a chain's table between two levels, equally spaced by their indices.
+
+    The iDDPM discretisation of Karras et al. (2022), table 1, where the table is the cosine chain.
+
+    Args:
+        levels: The full chain.
+        steps: Number of steps; 0 is appended after them.
+        sigma_min: Lowest level that may be visited.
+        sigma_max: Highest level that may be visited.
+
+    Raises:
+        ValueError: When the chain has not so many levels in this range.
+    """
+
+    levels: DiscreteLevels
+    steps: int = 256
+    sigma_min: float = 0.002
+    sigma_max: float = 81.0
+
+    def __post_init__(self) -> None:
+        count = len(self.allowed())
+        if not 2 <= self.steps <= count:
+            raise ValueError(
+                f"TableGrid cannot take {self.steps} steps: the chain has {count} levels in "
+                f"[{self.sigma_min}, {self.sigma_max}]. Give at least 2 steps and at most as many "
+                "as it has levels there."
+            )
+
+    def allowed(self) -> list[float]:
+        """The chain's levels in the range, descending."""
+        descending = self.levels.sigmas[::-1].tolist()
+        return [sigma for sigma in descending if self.sigma_min <= sigma <= self.sigma_max]
+
+    def sigmas(self) -> tuple[float, ...]:
+        """Levels in descending order; the last is 0."""
+        allowed = self.allowed()
+        stride = (len(allowed) - 1) / (self.steps - 1)
+        return (*(allowed[round(stride * i)] for i in range(self.steps)), 0.0)
+
+    def start(self, noise: Tensor, sigma: float) -> Tensor:
+        """`sigma` times unit noise, as EDM starts."""
+        return noise * sigma
+
+
+class Time(ABC):
+    """A time that noise grows in, from 0 at sigma 0; what the steps of an ODE solver count."""
+
+    @abstractmethod
+    def sigma(self, t: float) -> float:
+        """Noise level at a time."""
+
+    @abstractmethod
+    def t(self, sigma: float) -> float:
+        """Time of a noise level."""
+
+    @abstractmethod
+    def rate(self, t: float) -> float:
+        """Derivative of sigma(t), t > 0."""
+
+
+@dataclass(frozen=True)
+class LinearTime(Time):
+    """Time is sigma itself. Karras et al. (2022), table 1, column "Ours"."""
+
+    def sigma(self, t: float) -> float:
+        """`t`."""
+        return t
+
+    def t(self, sigma: float) -> float:
+        """`sigma`."""
+        return sigma
+
+    def rate(self, t: float) -> float:
+        """1."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class RootTime(Time):
+    """Variance grows at a constant rate. Karras et al. (2022), table 1, column "VE"."""
+
+    def sigma(self, t: float) -> float:
+        """`sqrt(t)`."""
+        return math.sqrt(t)
+
+    def t(self, sigma: float) -> float:
+        """`sigma**2`."""
+        return sigma**2
+
+    def rate(self, t: float) -> float:
+        """`1 / (2 sqrt(t))`."""
+        return 0.5 / math.sqrt(t)
+
+
+Real = TypeVar("Real", float, Tensor)
+
+
+@dataclass(frozen=True)
+class VPTime(Time):
+    """The continuous variance-preserving process. Karras et al. (2022), table 1, column "VP".
+
+    `1 + sigma(t)**2 = exp(beta_d t**2 / 2 + beta_min t)`, with t from 0 to 1.
+
+    Args:
+        beta_d: Growth of beta from t = 0 to t = 1, positive.
+        beta_min: beta at t = 0. It may be a little below 0, as in the published runs that join
+            the levels 0.002 and 80; then sigma is real above a first time alone.
+
+    Raises:
+        ValueError: For numbers with which sigma(1) is not positive.
+    """
+
+    beta_d: float = 19.9
+    beta_min: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not (0 < self.beta_d < math.inf and -self.beta_d / 2 < self.beta_min < math.inf):
+            raise ValueError(
+                f"VPTime needs beta_d > 0 and beta_min > -beta_d / 2, got {self.beta_d} and "
+                f"{self.beta_min}; 19.9 and 0.1 are usual."
+            )
+
+    def sigma(self, t: float) -> float:
+        """Noise level at a time."""
+        return math.sqrt(math.expm1(self.beta_d * t**2 / 2 + self.beta_min * t))
+
+    def t(self, sigma: float) -> float:
+        """Time of a noise level."""
+        return self.root(math.log1p(sigma**2)) if sigma > 0 else 0.0
+
+    def rate(self, t: float) -> float:
+        """Derivative of sigma(t), t > 0."""
+        sigma = self.sigma(t)
+        return (self.beta_min + self.beta_d * t) * (sigma + 1 / sigma) / 2
+
+    def root(self, growth: Real) -> Real:
+        """Time at which `log(1 + sigma**2)` has a positive value."""
+        root: Real = (self.beta_min**2 + 2 * self.beta_d * growth) ** 0.5
+        if self.beta_min > 0:  # of the two forms of the root, the one that does not cancel
+            return 2 * growth / (root + self.beta_min)
+        return (root - self.beta_min) / self.beta_d
+
+
+def vp_time(sigma_min: float, sigma_max: float, epsilon: float = 1e-3) -> VPTime:
+    """The process that has level `sigma_min` at time `epsilon` and `sigma_max` at time 1.
+
+    Raises:
+        ValueError: For levels that no such process connects.
+    """
+    if not (0 < sigma_min < sigma_max < math.inf and 0 < epsilon < 1):
+        raise ValueError(
+            f"vp_time needs 0 < sigma_min < sigma_max and 0 < epsilon < 1, got {sigma_min}, "
+            f"{sigma_max} and {epsilon}."
+        )
+    low, high = math.log1p(sigma_min**2) / epsilon, math.log1p(sigma_max**2)
+    beta_d = 2 * (high - low) / (1 - epsilon)
+    return VPTime(beta_d, high - beta_d / 2)
+
+
+@dataclass(frozen=True)
+class VPGrid(Grid):
+    """Levels equally spaced in the time of the continuous variance-preserving process.
+
+    Karras et al. (2022), table 1, column "VP".
+
+    Args:
+        steps: Number of steps; 0 is appended after them.
+        sigma_min: Level at time `epsilon`, the last before 0; the default is that of
+            `VPTime(19.9, 0.1)`.
+        sigma_max: Level at time 1; likewise.
+        epsilon: Last time before 0.
+
+    Raises:
+        ValueError: For fewer than 2 steps, or levels that no such process connects.
+    """
+
+    steps: int = 256
+    sigma_min: float = VPTime().sigma(1e-3)
+    sigma_max: float = VPTime().sigma(1.0)
+    epsilon: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.steps < 2:
+            raise ValueError(f"VPGrid needs at least 2 steps, got {self.steps}.")
+        vp_time(self.sigma_min, self.sigma_max, self.epsilon)
+
+    def sigmas(self) -> tuple[float, ...]:
+        """Levels in descending order; the last is 0."""
+        time = vp_time(self.sigma_min, self.sigma_max, self.epsilon)
+        ramp = [1 + i / (self.steps - 1) * (self.epsilon - 1) for i in range(self.steps)]
+        return (*(time.sigma(t) for t in ramp), 0.0)
+
+    def start(self, noise: Tensor, sigma: float) -> Tensor:
+        """`sigma` times unit noise, as EDM starts."""
+        return noise * sigma
+
+
+class ContinuousLevels(Levels):
+    """A network of the continuous process, told `(steps - 1) t`. Karras et al. (2022), table 1.
+
+    Args:
+        beta_d: See `VPTime`.
+        beta_min: See `VPTime`.
+        steps: Steps of the discrete chain whose indices the network's input continues.
+        epsilon: Shortest time that the network was trained at; the longest is 1.
+
+    Raises:
+        ValueError: See `VPTime`.
+    """
+
+    def __init__(
+        self,
+        beta_d: float = 19.9,
+        beta_min: float = 0.1,
+        steps: int = 1000,
+        epsilon: float = 1e-5,
+    ) -> None:
+        self.time = VPTime(beta_d, beta_min)
+        self.steps = steps
+        self.sigma_min, self.sigma_max = self.time.sigma(epsilon), self.time.sigma(1.0)
+
+    def t(self, sigma: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """Time in steps, as float32."""
+        growth = (sigma.to(finest(sigma.device)) ** 2).log1p()
+        return ((self.steps - 1) * self.time.root(growth)).float()
+
+    def snap(self, sigma: float) -> float:
+        """The level itself, or the end of the training range that it lies beyond; 0 stays 0."""
+        return min(max(sigma, self.sigma_min), self.sigma_max) if sigma else sigma
 
 
 class NoiseDistribution(ABC):

@@ -12,9 +12,16 @@ from robustguide.noise import (
     ChainGrid,
     Clipped,
     DiscreteLevels,
+    ExponentialGrid,
+    LinearTime,
     LogNormal,
     RhoGrid,
+    RootTime,
+    StridedGrid,
+    TableGrid,
     UniformT,
+    VPGrid,
+    VPTime,
     alpha_bar_of,
     cosine_levels,
     expand,
@@ -22,8 +29,10 @@ from robustguide.noise import (
     noise_like,
     perturb,
     respaced,
+    scaled_linear_levels,
     sigma_of,
     vp_scale,
+    vp_time,
 )
 from robustguide.samplers.ancestral import last_variance, posterior
 
@@ -177,14 +186,30 @@ def test_rho_grid_gives_the_levels_of_recorded_runs(run):
         ("karras10", RhoGrid(10)),
         ("karras7_rho3", RhoGrid(7, 0.03, 14.6, 3.0)),
         ("karras50", RhoGrid(50)),
+        ("exponential8", ExponentialGrid(8, 0.03, 14.6)),
     ],
 )
-def test_rho_grid_agrees_with_an_independent_one(name, grid):
+def test_a_grid_agrees_with_an_independent_one(name, grid):
     recorded = load("k_samplers")[1][f"out.sigmas.{name}"]
     # Theirs is computed in float32: a seventh power has seven times the rounding of its root.
     assert_close(torch.tensor(grid.sigmas()), recorded, rtol=2e-6, atol=1e-7)
 
 
+def test_the_vp_grid_agrees_with_an_independent_one():
+    """Theirs takes 1 from an exponential in float32; its rounding grows towards low levels."""
+    recorded = load("k_samplers")[1]["out.sigmas.vp8"].double()[:-1]
+    error = (torch.tensor(VPGrid(8).sigmas(), dtype=torch.float64)[:-1] - recorded).abs()
+    rounding = torch.finfo(torch.float32).eps / (2 * recorded)
+    assert (error < 1e-6 * recorded + rounding).all()
+
+
+def test_the_exponential_grid_is_the_limit_of_rho_grids():
+    limit = ExponentialGrid(9, 0.01, 50.0).sigmas()
+    assert limit[0] == 50.0 and limit[-2:] == (0.01, 0.0)
+    assert_close(RhoGrid(9, 0.01, 50.0, rho=1e7).sigmas(), limit, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("grid", [RhoGrid, ExponentialGrid])
 @pytest.mark.parametrize(
     "bad",
     [
@@ -196,9 +221,9 @@ def test_rho_grid_agrees_with_an_independent_one(name, grid):
         {"sigma_max": math.nan},
     ],
 )
-def test_an_impossible_rho_grid_is_refused(bad):
-    with pytest.raises(ValueError, match="0 < sigma_min < sigma_max"):
-        RhoGrid(**bad)
+def test_an_impossible_range_of_levels_is_refused(grid, bad):
+    with pytest.raises(ValueError, match=f"{grid.__name__} needs .* 0 < sigma_min < sigma_max"):
+        grid(**bad)
 
 
 @pytest.mark.parametrize("rho", [0.0, -7.0, math.nan, math.inf])
@@ -207,9 +232,35 @@ def test_an_impossible_rho_is_refused(rho):
         RhoGrid(rho=rho)
 
 
+def test_scaled_linear_betas_have_equally_spaced_roots():
+    betas = scaled_linear_levels(5, 0.01, 0.09).betas
+    assert_close(torch.tensor(betas), torch.tensor([0.01, 0.0225, 0.04, 0.0625, 0.09]).double())
+    alpha_bar = scaled_linear_levels().alpha_bars[-1]  # at the end of Stable Diffusion's chain
+    assert alpha_bar == pytest.approx(0.0047, abs=5e-5)
+
+
+def test_strided_entries_lead_or_trail():
+    """Lin et al. (2024), table 2, for 10 of 1000 levels, counted from 0."""
+    levels = scaled_linear_levels()
+    leading, trailing = StridedGrid(levels, 10, 1, True), StridedGrid(levels, 10, 99)
+    assert leading.indices() == [1, 101, 201, 301, 401, 501, 601, 701, 801, 901]
+    assert trailing.indices() == [99, 199, 299, 399, 499, 599, 699, 799, 899, 999]
+    assert leading.sigmas() == (*levels.sigmas[leading.indices()[::-1]], levels.sigmas[0])
+    assert trailing.sigmas() == (*levels.sigmas[trailing.indices()[::-1]], 0.0)
+    visited_already = StridedGrid(levels, 10, 0, True)
+    assert visited_already.sigmas()[-2:] == (levels.sigmas[100], levels.sigmas[0])
+
+
+@pytest.mark.parametrize(("steps", "offset"), [(0, 0), (1001, 0), (10, -1), (10, 1000), (1000, 1)])
+def test_strides_beyond_the_chain_are_refused(steps, offset):
+    with pytest.raises(ValueError, match=f"steps={steps} from offset={offset}"):
+        StridedGrid(scaled_linear_levels(), steps, offset)
+
+
 def test_each_family_starts_from_its_own_noise():
     noise = torch.tensor([[1.0, -2.0]], dtype=torch.float64)
-    assert_close(RhoGrid(18).start(noise, 80.2), 80.2 * noise)
+    for grid in (RhoGrid(18), ExponentialGrid(18)):
+        assert_close(grid.start(noise, 80.2), 80.2 * noise)
     for spacing, t in ((None, 999), ("250", 999), ("ddim25", 960)):
         grid = ChainGrid(linear_levels(), spacing)
         sigma = linear_levels().sigmas[t]
@@ -337,3 +388,72 @@ def test_noise_is_drawn_from_the_generator_alone():
         assert torch.equal(first, again)
         assert not torch.equal(first, other)
     assert draws[0].dtype == torch.float32
+
+
+def test_nearest_entries_are_nearest_in_sigma():
+    """As the reference rounds; at the top of the cosine chain this differs from log sigma."""
+    levels = cosine_levels()
+    low, high = levels.sigmas[-2:].tolist()
+    assert high / low > 30
+    for part, t in ((0.49, 998), (0.51, 999)):
+        sigma = low + part * (high - low)
+        assert levels.snap(sigma) == levels.sigmas[t]
+        assert levels.t(torch.tensor([sigma], dtype=torch.float64)).item() == t
+
+
+def test_table_grid_takes_a_recorded_number_of_levels_end_to_end():
+    levels = cosine_levels()
+    allowed = [sigma for sigma in levels.sigmas.tolist() if 0.002 <= sigma <= 81]
+    sigmas = TableGrid(levels, 256).sigmas()
+    assert len(sigmas) == 257 and set(sigmas[:-1]) <= set(allowed) and sigmas[-1] == 0
+    assert sigmas[0] == allowed[-1] and sigmas[-2] == allowed[0]
+    stride = (len(allowed) - 1) / 255
+    entries = [allowed[::-1].index(sigma) for sigma in sigmas[:-1]]
+    assert entries == [round(stride * index) for index in range(256)]
+    assert TableGrid(levels, len(allowed)).sigmas() == (*allowed[::-1], 0.0)
+    with pytest.raises(ValueError, match=f"993 steps: the chain has {len(allowed)} levels"):
+        TableGrid(levels, 993)
+    with pytest.raises(ValueError, match="1 steps"):
+        TableGrid(levels, 1)
+
+
+def test_vp_grid_is_that_of_the_recorded_run():
+    _, tensors = load("edm_ablation_samplers")
+    want = tensors["out.edm_vp_song_ddpmpp.abl_euler_vp.net_sigmas"].tolist()
+    assert VPGrid(6).sigmas() == pytest.approx([*want, 0.0], rel=1e-9)
+    ends = VPGrid(6, 0.002, 80.0).sigmas()
+    assert (ends[0], ends[-2]) == pytest.approx((80.0, 0.002))
+    want = tensors["out.edm_ve_song_ncsnpp.abl_heun_ve.net_sigmas"].tolist()[::2]
+    assert ExponentialGrid(6, 0.02, 100.0).sigmas()[:-1] == pytest.approx(want, rel=1e-9)
+
+
+@pytest.mark.parametrize("time", [LinearTime(), RootTime(), VPTime(), vp_time(0.002, 80.0)])
+def test_times_and_levels_are_inverse_to_one_another(time):
+    assert time.t(0.0) == 0.0
+    for sigma in (0.002, 0.3, 1.0, 80.0):
+        t = time.t(sigma)
+        assert time.sigma(t) == pytest.approx(sigma, rel=1e-9)
+        slope = (time.sigma(t * (1 + 1e-6)) - time.sigma(t * (1 - 1e-6))) / (2e-6 * t)
+        assert time.rate(t) == pytest.approx(slope, rel=1e-6)
+
+
+def test_a_vp_time_goes_through_two_levels():
+    assert vp_time(VPTime().sigma(1e-3), VPTime().sigma(1.0)).beta_min == pytest.approx(0.1)
+    time = vp_time(0.01, 50.0, epsilon=0.01)
+    assert (time.sigma(0.01), time.sigma(1.0)) == pytest.approx((0.01, 50.0))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: VPGrid(1), "at least 2 steps"),
+        (lambda: VPGrid(5, 3.0, 2.0), "sigma_min < sigma_max"),
+        (lambda: vp_time(0.1, 1.0, 1.0), "epsilon"),
+        (lambda: vp_time(0.9, 1.0), "beta_d > 0"),
+        (lambda: VPTime(0.0, 0.1), "beta_d > 0"),
+        (lambda: VPTime(1.0, -0.5), "beta_min > -beta_d / 2"),
+    ],
+)
+def test_impossible_times_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

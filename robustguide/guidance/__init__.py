@@ -2,7 +2,8 @@
 
 from robustguide.guidance.base import Branch, Evaluations, Guidance, Guided, Step, terms_of
 from robustguide.guidance.classifier import ClassifierGuidance, score
-from robustguide.guidance.combinators import Scaled, Within
+from robustguide.guidance.combinators import Scaled, Within, WithinSteps
+from robustguide.guidance.fit import check_observer
 from robustguide.guidance.reference import ClassifierFree, Reference
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     "Scaled",
     "Step",
     "Within",
+    "WithinSteps",
+    "check_observer",
     "score",
     "terms_of",
 ]

@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustguide.interfaces import Denoiser, Place, Prediction
+from robustguide.guidance.fit import check_names, check_shape, shown
+from robustguide.interfaces import Classifier, Denoiser, Place, Prediction
 
 
 class Branch(NamedTuple):
@@ -129,11 +130,17 @@ class Guidance(nn.Module):
         needs_graph: True where `denoised` must come with a graph on `x`.
         num_classes: Number of classes that y must name one of, not the null label; null for a
             term that takes any label.
+        class_names: Names of these classes, where they are known.
     """
 
     moves_denoised: bool = False
     needs_graph: bool = False
     num_classes: int | None = None
+    class_names: tuple[str, ...] = ()
+
+    def classifiers(self) -> tuple[Classifier, ...]:
+        """Those that it shows what the denoiser makes; they must read its shape."""
+        return ()
 
     def branches(self, y: Tensor, null: Tensor, place: Place) -> tuple[Branch, ...]:
         """Evaluations that the term will certainly ask for, so that they run in one batch."""
@@ -155,7 +162,7 @@ class Guided(Denoiser):
 
     Raises:
         ValueError: For a name that a term cannot have, and for a term that needs a null label that
-            the denoiser does not know, or other classes than the denoiser's.
+            the denoiser does not know, other classes than the denoiser's, or other images.
     """
 
     def __init__(
@@ -175,7 +182,10 @@ class Guided(Denoiser):
         self.memory: dict[str, dict[str, Any]] = {name: {} for name in self.terms}
         for name, term in terms_of(self.terms).items():
             self._check_classes(name, term)
-            self._check_null(name, term)
+            self._check_branches(name, term)
+            for classifier in term.classifiers():
+                check_shape(f"Term {name!r}", classifier, denoiser)
+            check_names(f"Term {name!r}", term.class_names, denoiser)
 
     def _check_classes(self, name: str, term: Guidance) -> None:
         if term.num_classes in (None, self.num_classes):
@@ -188,13 +198,25 @@ class Guided(Denoiser):
             f"are of {self.num_classes}; {repair}."
         )
 
-    def _check_null(self, name: str, term: Guidance) -> None:
+    def _check_branches(self, name: str, term: Guidance) -> None:
         y, null = torch.zeros(1, dtype=torch.long), torch.ones(1, dtype=torch.long)
         for branch in term.branches(y, null, Place()):
-            if branch.labels is null and not (branch.denoiser or self.denoiser).has_null:
+            asked = branch.denoiser or self.denoiser
+            if branch.labels is null and not asked.has_null:
                 raise ValueError(
                     f"Term {name!r} asks for the null label, which the denoiser was not trained "
                     "with; train with label dropout, or give the term an unconditional reference."
+                )
+            if asked.shape != self.shape:
+                raise ValueError(
+                    f"Term {name!r}: the reference makes {shown(asked.shape)}, the denoiser "
+                    f"{shown(self.shape)}; give a reference of the same images."
+                )
+            if branch.labels is not null and asked.num_classes not in (0, self.num_classes):
+                raise ValueError(
+                    f"Term {name!r}: the reference knows {asked.num_classes} classes, the "
+                    f"denoiser {self.num_classes}; wrap the reference in Unconditional(..., "
+                    f"num_classes={self.num_classes}), or give one of the same classes."
                 )
 
     def snap(self, sigma: float) -> float:

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from robustguide.guidance.base import Guidance, Step
+from robustguide.guidance.fit import class_names
 from robustguide.interfaces import Classifier
 from robustguide.noise import expand
 
@@ -38,8 +39,13 @@ class ClassifierGuidance(Guidance):
             )
         self.classifier = classifier
         self.num_classes = classifier.num_classes if labels is None else len(labels)
+        self.class_names = class_names(classifier) if labels is None else ()
         table = None if labels is None else torch.tensor(labels)
         self.register_buffer("labels", table, persistent=False)
+
+    def classifiers(self) -> tuple[Classifier, ...]:
+        """The classifier."""
+        return (self.classifier,)
 
     def forward(self, step: Step) -> Float[Tensor, "b c h w"]:
         """Squared noise level times the classifier's score; no graph is kept."""

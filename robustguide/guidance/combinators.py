@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robustguide.guidance.base import Branch, Guidance, Step
-from robustguide.interfaces import Place
+from robustguide.interfaces import Classifier, Place
 from robustguide.noise import expand
 
 
@@ -22,6 +22,11 @@ class _Combinator(Guidance):
         self.moves_denoised = term.moves_denoised
         self.needs_graph = term.needs_graph
         self.num_classes = term.num_classes
+        self.class_names = term.class_names
+
+    def classifiers(self) -> tuple[Classifier, ...]:
+        """Those of the term."""
+        return self.term.classifiers()
 
     @abstractmethod
     def is_active(self, place: Place) -> bool:
@@ -126,3 +131,33 @@ class Within(_Combinator):
             return 1.0  # decided on the host, in float64
         inside = (step.sigma > self.sigma_min) & (step.sigma <= self.sigma_max)
         return inside.to(step.x)
+
+
+class WithinSteps(_Combinator):
+    """Limits a term to steps of the sampler, both ends included, as the published code does.
+
+    Unlike `Within`, it decides once for both evaluations of a Heun step, and means other levels
+    with another grid. Kynkaanniemi et al. (2024).
+
+    Args:
+        term: The term.
+        first: First step with the term, from 0.
+        last: Last step with the term; one before `first` is no step at all.
+
+    Raises:
+        ValueError: For a negative `first`.
+    """
+
+    def __init__(self, term: Guidance, first: int, last: int) -> None:
+        super().__init__(term)
+        if first < 0:
+            raise ValueError(f"Steps count from 0, got first={first}.")
+        self.first, self.last = first, last
+
+    def is_active(self, place: Place) -> bool:
+        """Whether the step is one of them."""
+        return self.first <= place.index <= self.last
+
+    def weight(self, step: Step) -> float | Float[Tensor, " b"]:
+        """1: `forward` is called in active steps only."""
+        return 1.0

@@ -1,22 +1,31 @@
 """Samplers: from noise to images, with any denoiser and any sum of guidance terms."""
 
+from robustguide.samplers.ablation import RungeKutta, Scaling, Unscaled, VPScaling
 from robustguide.samplers.ancestral import Ancestral, Large, Learned, Small, Variance
 from robustguide.samplers.base import Observation, Sampler
 from robustguide.samplers.ddim import DDIM
 from robustguide.samplers.door import sample
+from robustguide.samplers.dpm import DPMSolver2M
+from robustguide.samplers.euler import EulerAncestral
 from robustguide.samplers.heun import Heun
 from robustguide.samplers.seeds import SeededNoise
 
 __all__ = [
     "DDIM",
     "Ancestral",
+    "DPMSolver2M",
+    "EulerAncestral",
     "Heun",
     "Large",
     "Learned",
     "Observation",
+    "RungeKutta",
     "Sampler",
+    "Scaling",
     "SeededNoise",
     "Small",
+    "Unscaled",
+    "VPScaling",
     "Variance",
     "sample",
 ]

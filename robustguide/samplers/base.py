@@ -68,7 +68,7 @@ class Sampler:
         """
 
     def levels(self, denoiser: Denoiser) -> tuple[float, ...]:
-        """The grid's levels as the denoiser knows them, descending; the last is 0."""
+        """The grid's levels as the denoiser knows them, descending; the last is the grid's."""
         snapped = (denoiser.snap(sigma) for sigma in self.grid.sigmas())
         return tuple(dict.fromkeys(snapped))  # neighbours may snap to one level: no step between
 
@@ -105,7 +105,8 @@ class Sampler:
         self.check(denoiser)
         guided = Guided(denoiser, terms, self.clip)
         sigmas = self.levels(denoiser)
-        return self.run(guided, sigmas, x, y, randn_like, observe or (lambda observation: None))
+        last = self.run(guided, sigmas, x, y, randn_like, observe or (lambda observation: None))
+        return self.grid.finish(last, sigmas[-1])
 
     @abstractmethod
     def run(
@@ -117,7 +118,7 @@ class Sampler:
         randn_like: RandnLike,
         observe: Observe,
     ) -> Tensor:
-        """The loop over descending levels, the last of which is 0."""
+        """The loop over descending levels, the last of which is 0 or the grid's last."""
 
 
 def per_row(sigma: float, x: Tensor) -> Float[Tensor, " b"]:

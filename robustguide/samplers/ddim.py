@@ -23,14 +23,25 @@ class DDIM(Sampler):
 
     Args:
         eta: 0 is deterministic, 1 has the posterior's variance.
+        fresh_noise: Standard deviation of the fresh noise; 1 is exact, a little more makes up for
+            a denoiser that removes too much.
+
+    Raises:
+        ValueError: For an eta outside [0, 1], or noise that is negative or not finite.
     """
 
     eta: float = 0.0
+    fresh_noise: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta must lie in [0, 1], got {self.eta}; 0 is deterministic.")
+        if not 0 <= self.fresh_noise < math.inf:
+            raise ValueError(
+                f"fresh_noise must be a finite number of at least 0, got {self.fresh_noise}; "
+                "1 is unit noise, eta 0 draws none."
+            )
 
     def run(
         self,
@@ -50,5 +61,5 @@ class DDIM(Sampler):
             up = self.eta * sigma_next * math.sqrt(fresh)
             down = sigma_next * math.sqrt(1 - self.eta**2 * fresh)
             mean = denoised + down / sigma * (x - denoised)
-            x = mean + up * randn_like(x) if up > 0 else mean
+            x = mean + self.fresh_noise * up * randn_like(x) if up > 0 else mean
         return x

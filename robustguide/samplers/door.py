@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robustguide.guidance import Guidance, Guided
-from robustguide.interfaces import Denoiser
+from robustguide.interfaces import Codec, Denoiser
 from robustguide.samplers.base import Sampler
 from robustguide.samplers.heun import Heun
 from robustguide.samplers.seeds import SeededNoise
@@ -21,6 +21,8 @@ def sample(
     seeds: Sequence[int] | None = None,
     sampler: Sampler | None = None,
     batch_size: int = 64,
+    codec: Codec | None = None,
+    raw: bool = False,
 ) -> Float[Tensor, "n c h w"]:
     """Images in [-1, 1] of the given classes, on the device of the denoiser.
 
@@ -33,6 +35,8 @@ def sample(
             others nor on `batch_size`.
         sampler: How; `Heun()` where not given.
         batch_size: Images at a time.
+        codec: Translates what is sampled into images; null where the denoiser's space is theirs.
+        raw: Gives what was sampled itself, neither decoded nor clamped.
 
     Raises:
         ValueError: For a label outside the classes, none at all, or other numbers of labels and
@@ -51,8 +55,15 @@ def sample(
         noise = SeededNoise(seeds[rows])
         y = torch.tensor(list(labels[rows]), device=device)
         x = sampler.start(noise.draw(denoiser.shape, device), denoiser)
-        images.append(sampler(denoiser, guidance, x, y, noise).float().clamp(-1, 1))
+        x_0 = sampler(denoiser, guidance, x, y, noise).float()
+        images.append(x_0 if raw else decoded(x_0, codec))
     return torch.cat(images)
+
+
+@torch.no_grad()
+def decoded(x_0: Tensor, codec: Codec | None) -> Tensor:
+    """Images in [-1, 1]."""
+    return (x_0 if codec is None else codec.decode(x_0)).clamp(-1, 1)
 
 
 def check_labels(

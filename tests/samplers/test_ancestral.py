@@ -10,13 +10,13 @@ from golden_files import load
 from oracles import (
     ExactClassifier,
     ExactDenoiser,
-    ListedGrid,
     Mixture,
     RecordedNoise,
     plane,
     tilted,
 )
 from recorded_steps import CASES, recorded_steps
+from sampler_runs import assert_moments, assert_run_is_recorded
 from torch import nn
 from torch.testing import assert_close
 
@@ -125,37 +125,12 @@ def test_every_step_is_the_posterior_of_the_chain(spacing, rule):
             assert_close(mean / scale_next, expected, rtol=1e-9, atol=1e-11)
 
 
-def test_it_is_the_ancestral_sampler_of_an_independent_implementation():
+@pytest.mark.parametrize("state_dtype", ["float64", "float32"])
+def test_it_is_the_ancestral_sampler_of_an_independent_implementation(state_dtype):
     """On any grid, the small variance is Euler's ancestral step."""
-    _, tensors = load("k_samplers")
-    mixture = Mixture(
-        tensors["in.toy_means"],
-        tensors["in.toy_variances"].reshape(-1, 1, 1) * torch.eye(32),
-        tensors["in.toy_weights"],
-    )
-    denoiser = ExactDenoiser(mixture)
-    grid = ListedGrid(tuple(tensors["out.sigmas.karras10"].tolist()))
-    sampler, seen = Ancestral(grid, state_dtype="float64"), []
-    noise = RecordedNoise(tensors["in.euler_ancestral.noise"])
-    x = sampler.start(tensors["in.x_unit"], denoiser)
-    x = sampler(denoiser, None, x, torch.full((3,), 3), noise, seen.append)
-    close = {"rtol": 1e-8, "atol": 1e-8}
-    assert_close(
-        torch.stack([o.x for o in seen]), tensors["out.euler_ancestral.x_per_step"], **close
-    )
-    assert_close(x, tensors["out.euler_ancestral.x"], **close)
+    noise = RecordedNoise(load("k_samplers")[1]["in.euler_ancestral.noise"])
+    assert_run_is_recorded("euler_ancestral", Ancestral, state_dtype, noise)
     assert not noise.draws  # the last step draws none
-
-
-def moments_are_met(mixture, x):
-    """Mean and covariance within 4.5 standard errors of what the mixture has."""
-    mean, covariance = mixture.moments()
-    x = x.double().flatten(1)
-    error = covariance.diagonal().sqrt() / math.sqrt(len(x))
-    assert ((x.mean(0) - mean).abs() < 4.5 * error).all()
-    products = (x - mean)[:, :, None] * (x - mean)[:, None, :]
-    error = products.std(0) / math.sqrt(len(x))
-    assert ((products.mean(0) - covariance).abs() < 4.5 * error).all()
 
 
 @pytest.mark.parametrize("rule", [Small(), Large()])
@@ -166,7 +141,7 @@ def test_the_samples_have_the_moments_of_the_mixture(rule):
     x = sampler.start(torch.randn(2000, *mixture.shape, generator=generator), denoiser)
     null = torch.full((2000,), 3)
     x = sampler(denoiser, None, x, null, lambda x: noise_like(x, generator))
-    moments_are_met(mixture, x)
+    assert_moments(mixture, x)
 
 
 def test_guided_samples_have_the_moments_of_their_class():
@@ -177,7 +152,7 @@ def test_guided_samples_have_the_moments_of_their_class():
     x = sampler.start(torch.randn(1000, *mixture.shape, generator=generator), denoiser)
     terms = {"classifier": ClassifierGuidance(ExactClassifier(mixture))}
     x = sampler(denoiser, terms, x, torch.full((1000,), 2), lambda x: noise_like(x, generator))
-    moments_are_met(Mixture(mixture.means[2:3], mixture.covariances[2:3]), x)
+    assert_moments(Mixture(mixture.means[2:3], mixture.covariances[2:3]), x)
 
 
 def test_strong_guidance_puts_all_samples_near_the_class():

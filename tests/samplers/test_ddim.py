@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from golden_files import load
-from oracles import ExactDenoiser, ListedGrid, Mixture, RecordedNoise, no_noise, plane
+from oracles import ExactDenoiser, ListedGrid, RecordedNoise, no_noise, plane
 from recorded_steps import CASES, recorded_steps
+from sampler_runs import assert_moments
 from torch.testing import assert_close
 
 from robustguide.guidance import Guidance
@@ -89,29 +89,6 @@ def test_the_direction_is_the_noise_that_the_clean_image_leaves(case):
             assert_close(eps_hat, want, rtol=0, atol=3e-5 * want.abs().max().item())
 
 
-@pytest.mark.parametrize(
-    ("run", "eta", "factor"),
-    [
-        ("euler_ancestral_eta0.5", 0.5, 1.01),
-        ("euler_ancestral_eta0", 0.0, 1.0),
-        ("euler", 0.0, 1.0),
-    ],
-)
-def test_it_is_eulers_method_of_an_independent_implementation(run, eta, factor):
-    _, tensors = load("k_samplers")
-    variances = tensors["in.toy_variances"].reshape(-1, 1, 1) * torch.eye(32)
-    mixture = Mixture(tensors["in.toy_means"], variances, tensors["in.toy_weights"])
-    grid = ListedGrid(tuple(tensors["out.sigmas.karras10"].tolist()))
-    sampler, seen = DDIM(grid, state_dtype="float64", eta=eta), []
-    noise = RecordedNoise(factor * tensors[f"in.{run}.noise"].double()) if eta else no_noise
-    denoiser = ExactDenoiser(mixture)
-    x = sampler.start(tensors["in.x_unit"], denoiser)
-    x = sampler(denoiser, None, x, torch.full((3,), 3), noise, seen.append)
-    close = {"rtol": 1e-8, "atol": 1e-8}
-    assert_close(torch.stack([o.x for o in seen]), tensors[f"out.{run}.x_per_step"], **close)
-    assert_close(x, tensors[f"out.{run}.x"], **close)
-
-
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_the_samples_have_the_moments_of_the_mixture(eta):
     mixture, generator, n = plane(), torch.Generator().manual_seed(0), 2000
@@ -119,12 +96,7 @@ def test_the_samples_have_the_moments_of_the_mixture(eta):
     x = sampler.start(torch.randn(n, *mixture.shape, generator=generator), denoiser)
     null = torch.full((n,), 3)
     x = sampler(denoiser, None, x, null, lambda x: noise_like(x, generator))
-    mean, covariance = mixture.moments()
-    centred = x.double().flatten(1) - mean
-    products = centred[:, :, None] * centred[:, None, :]
-    error = 4.5 / math.sqrt(n)
-    assert (centred.mean(0).abs() < error * covariance.diagonal().sqrt()).all()
-    assert ((products.mean(0) - covariance).abs() < error * products.std(0)).all()
+    assert_moments(mixture, x)
 
 
 def test_a_chain_starts_where_its_spacing_does():

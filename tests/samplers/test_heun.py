@@ -9,19 +9,26 @@ from golden_files import load
 from oracles import (
     ExactClassifier,
     ExactDenoiser,
-    ListedGrid,
-    Mixture,
     RecordedNoise,
     no_noise,
+    noisy,
     plane,
     tilted,
 )
+from sampler_runs import assert_moments, assert_run_is_recorded, flow_error, recorded_mixture
 from torch.testing import assert_close
 
 from robustguide.denoisers import Unconditional
-from robustguide.guidance import ClassifierGuidance, Guidance, Within
+from robustguide.guidance import (
+    ClassifierGuidance,
+    Guidance,
+    Guided,
+    Reference,
+    Scaled,
+    Within,
+)
 from robustguide.interfaces import Denoiser, Prediction
-from robustguide.noise import RhoGrid, noise_like
+from robustguide.noise import RhoGrid, linear_levels, noise_like
 from robustguide.samplers import Heun
 
 CHURN = {"churn": 40.0, "churn_min": 0.05, "churn_max": 50.0, "churn_noise": 1.003}
@@ -80,64 +87,33 @@ def test_recorded_runs_of_edm(run, arguments):
 
 
 @pytest.mark.parametrize(
-    ("run", "grid", "arguments"),
-    [
-        ("heun", "karras10", {}),
-        ("heun_b", "karras7_rho3", {}),
-        ("heun_churn", "karras10", CHURN | {"churn": 4.0}),
-    ],
+    ("run", "arguments"),
+    [("heun", {}), ("heun_b", {}), ("heun_churn", CHURN | {"churn": 4.0})],
 )
 @pytest.mark.parametrize("state_dtype", ["float64", "float32"])
-def test_recorded_runs_of_an_independent_implementation(run, grid, arguments, state_dtype):
-    description, tensors = load("k_samplers")
-    variances = tensors["in.toy_variances"].reshape(-1, 1, 1) * torch.eye(32)
-    mixture = Mixture(tensors["in.toy_means"], variances, tensors["in.toy_weights"])
-    levels = tuple(tensors[f"out.sigmas.{grid}"].tolist())
-    sampler, seen = Heun(ListedGrid(levels), state_dtype=state_dtype, **arguments), []
+def test_recorded_runs_of_an_independent_implementation(run, arguments, state_dtype):
     noise = no_noise
     if arguments:
-        acts = [0.05 <= sigma <= 50 for sigma in levels[:-1]]
+        _, tensors = load("k_samplers")
+        levels = tensors["out.sigmas.karras10"][:-1].tolist()
+        acts = [0.05 <= sigma <= 50 for sigma in levels]
         recorded = tensors[f"in.{run}.noise"]
         noise = RecordedNoise(d for d, act in zip(recorded, acts, strict=True) if act)
-    denoiser = ExactDenoiser(mixture)
-    x = sampler.start(tensors["in.x_unit"], denoiser)
-    x = sampler(denoiser, None, x, torch.full((3,), 3), noise, seen.append)
-    name = "x" if state_dtype == "float64" else "x_float32"
-    close = description["tolerance"][name]
-    assert_close(x, tensors[f"out.{run}.{name}"], **close)
-    states = torch.stack([observation.x for observation in seen]).double()
-    assert_close(states, tensors[f"out.{run}.x_per_step"], **close)
+    assert_run_is_recorded(run, Heun, state_dtype, noise, **arguments)
+    assert noise is no_noise or not noise.draws
 
 
 def test_the_mixture_of_the_tests_is_the_recorded_one():
-    _, tensors = load("k_samplers")
-    variances = tensors["in.toy_variances"].reshape(-1, 1, 1) * torch.eye(32)
-    mixture = Mixture(tensors["in.toy_means"], variances, tensors["in.toy_weights"])
+    mixture, _, tensors = recorded_mixture()
     got = ExactDenoiser(mixture)(tensors["in.toy_x"], tensors["in.toy_sigma"], torch.full((3,), 3))
     assert_close(got, tensors["out.toy_denoised"], rtol=1e-12, atol=1e-12)
 
 
-def gaussian(variance):
-    """One class, N(m, variance)."""
-    mean = torch.tensor([0.7, -0.3], dtype=torch.float64).reshape(1, 1, 1, 2)
-    return Mixture(mean, variance * torch.eye(2)[None])
-
-
-def error_of(steps, variance=0.25, sigma_min=0.01, sigma_max=10.0):
-    """Largest error at sigma_min against m + (x_T - m) sqrt((v + s**2) / (v + sigma_max**2))."""
-    mixture, seen = gaussian(variance), []
-    denoiser = ExactDenoiser(mixture)
-    sampler = Heun(RhoGrid(steps, sigma_min, sigma_max), state_dtype="float64")
-    noise = torch.tensor([[1.0, -0.5], [0.2, 2.0]]).reshape(2, 1, 1, 2)
-    start, y = sampler.start(noise, denoiser), torch.zeros(2, dtype=torch.long)
-    sampler(denoiser, None, start, y, no_noise, seen.append)
-    shrink = math.sqrt((variance + sigma_min**2) / (variance + sigma_max**2))
-    exact = mixture.means + (start - mixture.means) * shrink
-    return (seen[-1].x - exact).abs().max().item()
-
-
 def test_the_error_falls_with_the_square_of_the_steps():
-    errors = [error_of(steps) for steps in (33, 65, 129, 257)]  # n levels are n - 1 intervals
+    errors = [
+        flow_error(Heun(RhoGrid(steps, 0.01, 10.0), state_dtype="float64"))
+        for steps in (33, 65, 129, 257)  # n levels are n - 1 intervals
+    ]
     ratios = [a / b for a, b in pairwise(errors)]
     assert errors[0] < 0.01
     assert ratios == pytest.approx([4.0, 4.0, 4.0], rel=0.1)
@@ -166,12 +142,7 @@ def test_the_samples_have_the_moments_of_the_mixture(churn):
     x = sampler.start(torch.randn(n, *mixture.shape, generator=generator), denoiser)
     noise = (lambda x: noise_like(x, generator)) if churn else no_noise
     x = sampler(denoiser, None, x, torch.full((n,), 3), noise)
-    mean, covariance = mixture.moments()
-    centred = x.double().flatten(1) - mean
-    products = centred[:, :, None] * centred[:, None, :]
-    error = 4.5 / math.sqrt(n)
-    assert (centred.mean(0).abs() < error * covariance.diagonal().sqrt()).all()
-    assert ((products.mean(0) - covariance).abs() < error * products.std(0)).all()
+    assert_moments(mixture, x)
 
 
 class Watcher(Guidance):
@@ -203,6 +174,110 @@ def test_both_evaluations_of_a_step_tell_where_they_are():
     assert {place.count for place in watcher.places} == {4}
     assert [place.corrector for place in watcher.places] == [False, True] * 3 + [False]
     assert inside.sigmas == pytest.approx([s for s in want if 0.5 < s <= 5.0])
+
+
+def by_hand(denoiser, terms, sampler, x, y):
+    """EDM's loop, guided in both evaluations of a step or in the first alone."""
+    guided = Guided(denoiser, terms, sampler.clip)
+    bare = Guided(denoiser, None, sampler.clip)
+    second = guided if sampler.guides_corrector else bare
+    for sigma, sigma_next in pairwise(sampler.grid.sigmas()):
+        slope = (x - guided(x, x.new_full((len(x),), sigma), y)) / sigma
+        euler = x + (sigma_next - sigma) * slope
+        if sigma_next > 0:
+            ahead = second(euler, x.new_full((len(x),), sigma_next), y)
+            slope = (slope + (euler - ahead) / sigma_next) / 2
+        x = x + (sigma_next - sigma) * slope
+    return x
+
+
+@pytest.mark.parametrize("clip", [None, 1.5])
+@pytest.mark.parametrize("guides_corrector", [True, False])
+def test_guidance_of_one_or_both_evaluations(guides_corrector, clip):
+    """Six steps have five correctors; the terms' networks are asked where they guide alone."""
+    mixture = tilted()
+    denoiser, classifier = ExactDenoiser(mixture), ExactClassifier(mixture)
+    reference, watcher = ExactDenoiser(tilted(seed=1)), Watcher()
+    terms = {
+        "classifier": Scaled(ClassifierGuidance(classifier), 1.5),
+        "reference": Scaled(Reference(reference), 0.5),
+        "watcher": watcher,
+    }
+    grid = RhoGrid(6, 0.1, 10.0)
+    sampler = Heun(grid, clip, "float64", guides_corrector=guides_corrector)
+    start, _, y = noisy(mixture, [10.0] * 4)
+    got = sampler(denoiser, terms, start, y, no_noise)
+    asked = 11 if guides_corrector else 6
+    assert denoiser.calls == [4] * 11
+    assert classifier.calls == reference.calls == [4] * asked
+    assert [place.corrector for place in watcher.places].count(True) == asked - 6
+    want = by_hand(ExactDenoiser(mixture), terms, sampler, start, y)
+    assert_close(got, want, rtol=1e-10, atol=1e-10)
+    assert sampler(ExactDenoiser(mixture), None, start, y, no_noise).sub(got).abs().max() > 0.1
+
+
+class Steady(Guidance):
+    """The same displacement everywhere."""
+
+    def forward(self, step):
+        return torch.ones_like(step.x)
+
+
+class Zero(ExactDenoiser):
+    """Sees nothing but 0."""
+
+    def predict(self, x, sigma, y):
+        return Prediction(torch.zeros_like(x))
+
+
+def test_an_unguided_corrector_halves_what_guidance_does():
+    """For small steps: with a guided image of 1 the flow ends at 1, by turns with 0 at 1/2."""
+    denoiser, y = Zero(plane()), torch.zeros(1).long()
+    start = torch.full((1, 1, 1, 2), 10.0).double()
+    for guides_corrector, want in ((True, 1.0), (False, 0.5)):
+        sampler = Heun(
+            RhoGrid(400, 0.01, 10.0), state_dtype="float64", guides_corrector=guides_corrector
+        )
+        seen = []
+        sampler(denoiser, {"steady": Steady()}, start, y, no_noise, seen.append)
+        got = seen[-1].x.mean().item()  # before the last step, which has no corrector
+        assert got == pytest.approx(want + (10.0 - want) * 0.001, abs=0.02)
+
+
+def test_churn_moves_a_chain_between_levels_of_its_table():
+    """Both evaluations of a step are at entries; the noise fills the way between two of them."""
+    table = linear_levels(50)
+    entries = {*table.sigmas.tolist()}
+
+    class Chained(ExactDenoiser):
+        """Knows the levels of the table alone."""
+
+        def snap(self, sigma):
+            return table.snap(sigma)
+
+        def predict(self, x, sigma, y):
+            levels.append(sigma[0].item())
+            return super().predict(x, sigma, y)
+
+    levels, draws = [], []
+    denoiser = Chained(plane())
+    sampler = Heun(RhoGrid(12, 0.02, 30.0), churn=4.0, churn_max=20.0, state_dtype="float64")
+
+    def ones(x):
+        draws.append(x)
+        return torch.ones_like(x)
+
+    seen, y = [], torch.zeros(1).long()
+    sampler(denoiser, None, torch.zeros(1, 1, 1, 2).double(), y, ones, seen.append)
+    assert {*levels} <= entries
+    visited = sampler.levels(denoiser)
+    raised = [table.snap(s * (1 + sampler.gamma(s, len(visited) - 1))) for s in visited[:-1]]
+    assert [observation.place.sigma for observation in seen] == raised
+    jumps = [(s, up) for s, up in zip(visited[:-1], raised, strict=True) if up > s]
+    assert len(draws) == len(jumps) >= 4
+    churned = [o for o, s in zip(seen, visited[:-1], strict=True) if o.place.sigma > s]
+    for (sigma, up), before, after in zip(jumps, draws, churned, strict=True):
+        assert_close(after.x - before, torch.full_like(before, math.sqrt(up**2 - sigma**2)))
 
 
 def test_churn_raises_the_level_by_at_most_the_root_of_two():

@@ -1,0 +1,109 @@
+"""Whether a classifier fits a denoiser, and the wrapper that would mend it where it does not.
+
+Asked when a configuration is read, before anything is sampled.
+"""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from robustguide.classifiers import Decoded, NoiseConditioned, Resized
+from robustguide.interfaces import Classifier, Denoiser
+
+PIXELS = 1, 3  # channels of images; what has others are latents
+
+
+def check_shape(what: str, classifier: Classifier, denoiser: Denoiser) -> None:
+    """Compares images.
+
+    Args:
+        what: Who asks, such as "Term 'robust'".
+        classifier: Shown what the denoiser makes.
+        denoiser: Makes it.
+
+    Raises:
+        ValueError: The classifier does not read it.
+    """
+    if classifier.reads(denoiser.shape):
+        return
+    reads = "others" if classifier.shape is None else shown(classifier.shape)
+    raise ValueError(
+        f"{what}: {titled(classifier, 'classifier')} reads images of {reads}, "
+        f"{titled(denoiser, 'denoiser')} makes {shown(denoiser.shape)}; "
+        f"{_repair(classifier, denoiser.shape)}."
+    )
+
+
+def check_names(what: str, names: Sequence[str], denoiser: Denoiser) -> None:
+    """Compares names of classes, as far as both sides have the same ones.
+
+    Data sets have several sets of names, so that names which only one side knows say nothing.
+
+    Raises:
+        ValueError: A class has another label there.
+    """
+    theirs = class_names(denoiser)
+    labels = {name: label for label, name in enumerate(theirs)}
+    moved = [k for k, name in enumerate(names) if labels.get(name, k) != k]
+    if not moved:
+        return
+    first = names[moved[0]]
+    repair = "give `labels`, the classifier's class of every class of the denoiser"
+    if set(theirs) <= set(names) and len(theirs) <= 20:
+        repair = f"give `labels: {[list(names).index(name) for name in theirs]}`"
+    raise ValueError(
+        f"{what}: the classifier's class {moved[0]} is {first!r}, which "
+        f"{titled(denoiser, 'denoiser')} counts as {labels[first]}; {repair}."
+    )
+
+
+def check_observer(observer: Classifier, denoiser: Denoiser) -> None:
+    """Compares an observer, whose logits are read by the denoiser's labels.
+
+    Raises:
+        ValueError: Images or classes differ.
+    """
+    check_shape("The observer", observer, denoiser)
+    if denoiser.num_classes not in (0, observer.num_classes):
+        raise ValueError(
+            f"The observer knows {observer.num_classes} classes, the denoiser "
+            f"{denoiser.num_classes}; wrap it in robustguide.classifiers.Relabelled, whose "
+            "`labels` are its class of every class of the denoiser."
+        )
+    check_names("The observer, for Relabelled", class_names(observer), denoiser)
+
+
+def class_names(module: nn.Module) -> tuple[str, ...]:
+    """Names of the classes that a checkpoint tells; none where they are numbers."""
+    if isinstance(module, Resized | Decoded | NoiseConditioned):
+        return class_names(module.classifier)
+    names = getattr(getattr(module, "metadata", None), "class_names", ())
+    return () if names == tuple(map(str, range(len(names)))) else tuple(names)
+
+
+def titled(module: nn.Module, kind: str) -> str:
+    """Which classifier or denoiser is meant: its card or file, where it has one."""
+    metadata = getattr(module, "metadata", None)
+    if metadata is None:
+        inner = getattr(module, kind, None)
+        return f"the {kind}" if inner is None else titled(inner, kind)
+    card = metadata.extra.get("card")
+    return f"the {kind} of " + (f"card {card!r}" if card else str(metadata.path))
+
+
+def shown(shape: Sequence[int]) -> str:
+    """A shape for people."""
+    return " x ".join(map(str, shape))
+
+
+def _repair(classifier: Classifier, shape: tuple[int, int, int]) -> str:
+    wrappers = "robustguide.classifiers"
+    if isinstance(classifier, Decoded) and shape[0] == classifier.codec.channels:
+        return f"wrap the classifier inside Decoded in {wrappers}.Resized"
+    own = shape[0] if classifier.shape is None else classifier.shape[0]
+    if own == shape[0] and classifier.shape is not None:
+        size = classifier.shape[1]
+        return f"wrap the classifier in {wrappers}.Resized(size={size})"
+    if shape[0] not in PIXELS and own in PIXELS:
+        return f"wrap the classifier in {wrappers}.Decoded, with the codec of these latents"
+    return f"take a classifier of {shape[0]} channels"

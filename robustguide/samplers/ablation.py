@@ -1,0 +1,124 @@
+"""EDM's ablation sampler: the probability flow along other times and scalings than sigma itself.
+
+With noise sigma(t) and signal s(t), the scaled state s * x follows
+
+    d(s x) / dt = s * sigma'(t) * ((x - denoised(x, sigma)) / sigma + x * d log(s) / d sigma)
+
+and `Heun` is the case t = sigma, s = 1. Karras et al. (2022), eq. 4. All choices have the same
+solution; they differ in the error that a finite number of steps makes.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from torch import Tensor
+
+from robustguide.guidance import Guided
+from robustguide.interfaces import Place
+from robustguide.noise import LinearTime, Time
+from robustguide.samplers.base import Observation, Observe, RandnLike, per_row
+from robustguide.samplers.heun import Heun
+
+
+class Scaling(ABC):
+    """Scale of the signal, as a function of the noise level relative to it."""
+
+    @abstractmethod
+    def s(self, sigma: float) -> float:
+        """Scale at a noise level."""
+
+    @abstractmethod
+    def slope(self, sigma: float) -> float:
+        """Derivative of log(s) with respect to sigma."""
+
+
+@dataclass(frozen=True)
+class Unscaled(Scaling):
+    """The signal keeps its scale."""
+
+    def s(self, sigma: float) -> float:
+        """1."""
+        return 1.0
+
+    def slope(self, sigma: float) -> float:
+        """0."""
+        return 0.0
+
+
+@dataclass(frozen=True)
+class VPScaling(Scaling):
+    """Signal and noise together keep the variance of unit data."""
+
+    def s(self, sigma: float) -> float:
+        """`1 / sqrt(1 + sigma**2)`."""
+        return 1 / math.sqrt(1 + sigma**2)
+
+    def slope(self, sigma: float) -> float:
+        """`-sigma / (1 + sigma**2)`."""
+        return -sigma / (1 + sigma**2)
+
+
+@dataclass(frozen=True)
+class RungeKutta(Heun):
+    """One or two evaluations a step, along any time and scaling. Karras et al. (2022), Alg. 3.
+
+    Args:
+        time: What is stepped in.
+        scaling: Scale of the state that is stepped.
+        alpha: Where in a step the second evaluation is made, in (0, 1]: 1 is Heun's method, 1/2
+            the midpoint's, 2/3 Ralston's. Null makes none: Euler's method.
+
+    Raises:
+        ValueError: For another alpha; see `Heun` for its arguments.
+    """
+
+    time: Time = field(default_factory=LinearTime)
+    scaling: Scaling = field(default_factory=Unscaled)
+    alpha: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.alpha is not None and not 0 < self.alpha <= 1:
+            raise ValueError(
+                f"alpha must lie in (0, 1] or be null, got {self.alpha}; 1 is Heun's method, "
+                "null is Euler's."
+            )
+
+    def run(
+        self,
+        guided: Guided,
+        sigmas: tuple[float, ...],
+        x: Tensor,
+        y: Tensor,
+        randn_like: RandnLike,
+        observe: Observe,
+    ) -> Tensor:
+        """The loop."""
+        steps, s = len(sigmas) - 1, self.scaling.s
+        for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+            raised = guided.snap(sigma * (1 + self.gamma(sigma, steps)))
+            if raised > sigma:
+                x = x + self.churn_noise * math.sqrt(raised**2 - sigma**2) * randn_like(x)
+                sigma = raised
+            place = Place(index, steps, sigma)
+            denoised = guided.predict(x, per_row(sigma, x), y, place).denoised
+            observe(Observation(place, x, denoised))
+            slope, scaled = self.slope(x, denoised, sigma), s(sigma) * x
+            t = self.time.t(sigma)
+            h = self.time.t(sigma_next) - t
+            if self.alpha is not None and sigma_next > 0:
+                sigma = self.time.sigma(t + self.alpha * h)
+                x = (scaled + self.alpha * h * slope) / s(sigma)
+                place = Place(index, steps, sigma, corrector=True)
+                denoised = self.ahead(guided, x, per_row(sigma, x), y, place)
+                share = 1 / (2 * self.alpha)
+                slope = (1 - share) * slope + share * self.slope(x, denoised, sigma)
+            x = (scaled + h * slope) / s(sigma_next)
+        return x
+
+    def slope(self, x: Tensor, denoised: Tensor, sigma: float) -> Tensor:
+        """Derivative of the scaled state with respect to the time."""
+        rate = self.scaling.s(sigma) * self.time.rate(self.time.t(sigma))
+        return rate * ((x - denoised) / sigma + self.scaling.slope(sigma) * x)
