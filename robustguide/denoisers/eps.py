@@ -1,19 +1,20 @@
-"""Networks that predict the noise of a discrete chain, read as denoisers.
+"""Networks of a discrete chain, read as denoisers; those that predict the noise.
 
 x_t = x / sqrt(1 + sigma**2)      denoised = x - sigma * net(x_t, t, y)
 """
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustguide.interfaces import Denoiser, Prediction, parameter_dtype
-from robustguide.noise import DiscreteLevels, expand, vp_scale
+from robustguide.noise import Levels, expand, vp_scale
 
 
-class EpsDenoiser(Denoiser):
-    """Reads an eps-network (ADM, DiT, iDDPM) as a denoiser. Ho et al. (2020), eq. 15.
+class ChainDenoiser(Denoiser):
+    """Reads a network that sees x_t and t as a denoiser; subclasses know what it predicts.
 
     Args:
         net: Called as `net(x_t, t, y)`, or `net(x_t, t)` where it knows no classes.
@@ -27,7 +28,7 @@ class EpsDenoiser(Denoiser):
     def __init__(
         self,
         net: nn.Module,
-        levels: DiscreteLevels,
+        levels: Levels,
         num_classes: int,
         shape: Sequence[int],
         has_null: bool = True,
@@ -48,13 +49,25 @@ class EpsDenoiser(Denoiser):
         x_t = (x / expand(vp_scale(sigma), x)).to(parameter_dtype(self.net, x))
         t = self.levels.t(sigma)
         out = (self.net(x_t, t, y) if self.num_classes else self.net(x_t, t)).to(x)
-        eps_hat, v = out.chunk(2, dim=1) if self.learns_variance else (out, None)
-        denoised = x - expand(sigma, x) * eps_hat
+        predicted, v = out.chunk(2, dim=1) if self.learns_variance else (out, None)
+        denoised = self.clean(x, expand(sigma, x), predicted)
         return Prediction(denoised, None if v is None else (v + 1) / 2)
+
+    @abstractmethod
+    def clean(self, x: Tensor, sigma: Tensor, predicted: Tensor) -> Tensor:
+        """Denoised image from what the network predicts; sigma has the axes of x."""
 
     def snap(self, sigma: float) -> float:
         """The level of the chain that the network will be told."""
         return self.levels.snap(sigma)
+
+
+class EpsDenoiser(ChainDenoiser):
+    """Reads an eps-network (ADM, DiT, iDDPM) as a denoiser. Ho et al. (2020), eq. 15."""
+
+    def clean(self, x: Tensor, sigma: Tensor, predicted: Tensor) -> Tensor:
+        """What is left of x without its noise."""
+        return x - sigma * predicted
 
 
 def image_shape(shape: Sequence[int]) -> tuple[int, int, int]:

@@ -50,3 +50,7 @@ class Unconditional(Denoiser):
     def loss_weight(self, sigma: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """As the wrapped denoiser."""
         return self.denoiser.loss_weight(sigma)
+
+    def loss(self, error: Float[Tensor, " b"], sigma: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """As the wrapped denoiser."""
+        return self.denoiser.loss(error, sigma)
