@@ -6,6 +6,7 @@ holds a table of prompts, which `y` indexes.
 """
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -63,6 +64,10 @@ class Denoiser(nn.Module):
         """Weight of the squared error of `denoised` in training; that of eps is 1 / sigma**2."""
         return sigma**-2
 
+    def loss(self, error: Float[Tensor, " b"], sigma: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """Training loss of mean squared errors of `denoised` at levels sigma (b,)."""
+        return self.loss_weight(sigma) * error
+
     def null(self, y: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
         """Null labels, one for each of y."""
         return torch.full_like(y, self.num_classes)
@@ -73,9 +78,12 @@ class Classifier(nn.Module):
 
     Attributes:
         num_classes: Number of logits.
+        shape: Channels, height and width of the images (or latents) that it was made for; null
+            where it does not know.
     """
 
     num_classes: int
+    shape: tuple[int, int, int] | None = None
 
     @abstractmethod
     def forward(
@@ -83,17 +91,56 @@ class Classifier(nn.Module):
     ) -> Float[Tensor, "b k"]:
         """Logits of x (b, c, h, w) = x_0 + sigma * eps at levels sigma (b,)."""
 
+    def reads(self, shape: Sequence[int]) -> bool:
+        """Whether it takes images of a shape; one that resizes takes others than its own."""
+        return self.shape is None or self.shape == tuple(shape)
+
 
 class Codec(nn.Module):
-    """Translates between pixels in [-1, 1] and the space that a denoiser works in."""
+    """Translates between images in [-1, 1] and the space that a denoiser works in.
+
+    Attributes:
+        image_channels: Channels of the images.
+        channels: Channels of the denoiser's space.
+        factor: How many pixels lie on a side of one latent.
+        chunk: Rows that are translated at a time, to bound memory; null is all.
+    """
+
+    image_channels: int
+    channels: int
+    factor: int = 1
+    chunk: int | None = None
 
     @abstractmethod
-    def encode(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d g v"]:
-        """Images in [-1, 1] to the denoiser's space."""
+    def encode(
+        self,
+        images: Float[Tensor, "b c h w"],
+        noise: Float[Tensor, "b d g v"] | None = None,
+    ) -> Float[Tensor, "b d g v"]:
+        """Images to the denoiser's space: drawn with unit noise, or the mean without it."""
 
     @abstractmethod
     def decode(self, x_0: Float[Tensor, "b d g v"]) -> Float[Tensor, "b c h w"]:
-        """The denoiser's space to images in [-1, 1], differentiable."""
+        """The denoiser's space to images in [-1, 1] or a little beyond, differentiable."""
+
+    def to_bytes(self, images: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h w"]:
+        """Decoded images as bytes, in the way of the publication."""
+        return to_pixels(images)
+
+    def latent_shape(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        """Channels, height and width of the latents of images of a shape.
+
+        Raises:
+            ValueError: For images that it cannot read.
+        """
+        channels, height, width = shape
+        if channels != self.image_channels or height % self.factor or width % self.factor:
+            raise ValueError(
+                f"The codec reads images of {self.image_channels} channels whose sides are "
+                f"multiples of {self.factor}, not of shape {list(shape)}; give it such images, or "
+                "none where the data are latents already."
+            )
+        return self.channels, height // self.factor, width // self.factor
 
 
 @dataclass(frozen=True)
@@ -117,6 +164,11 @@ class Place:
 def to_pixels(images: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h w"]:
     """Images in [-1, 1] as bytes, rounded; what lies outside is clamped."""
     return (images * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def from_pixels(pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    """Bytes as images in [-1, 1], float32; `to_pixels` gives the same bytes again."""
+    return pixels.float() / 127.5 - 1
 
 
 def parameter_dtype(net: nn.Module, x: Tensor) -> torch.dtype:

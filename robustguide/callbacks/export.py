@@ -1,5 +1,6 @@
 """Checkpoints that guidance loads, written when training ends."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
@@ -11,10 +12,10 @@ from robustguide.checkpoints import export, verify
 
 
 class Export(Callback):
-    """Writes the trained classifier or denoiser into the run folder, as `<role>.safetensors`.
+    """Writes the trained network into the run folder, as `<role>.safetensors`.
 
-    The role is the module's attribute, `classifier` or `denoiser`. With an EMA callback the
-    weights are the average, and the file says so.
+    The role is the module's attribute, `classifier`, `denoiser` or `codec`. With an EMA callback
+    the weights are the average, and the file says so.
     """
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -35,22 +36,28 @@ class Export(Callback):
             getattr(module, role),
             str(path),
             specification_of(module, role),
-            class_names=data.class_names,
-            shape=tuple(data.shape),
+            class_names=() if role == "codec" else data.class_names,
+            shape=shape_seen(module, data.shape),
             weights="ema" if averaged else "raw",
             extra={"steps": trainer.global_step},
         )
         rank_zero_info(f"Exported the {role} to {path}")
 
 
+def shape_seen(module: LightningModule, images: Sequence[int]) -> tuple[int, ...]:
+    """Shape of what the trained network sees: of latents, where the module has a codec."""
+    space = getattr(module, "space", None)
+    return tuple(images) if space is None else space.shape(images)
+
+
 def role_of(module: LightningModule) -> str:
     """The name of what a module trains."""
-    for role in ("classifier", "denoiser"):
+    for role in ("classifier", "denoiser", "codec"):
         if hasattr(module, role):
             return role
     raise ValueError(
-        f"{type(module).__name__} has neither a classifier nor a denoiser to export; remove the "
-        "Export callback."
+        f"{type(module).__name__} has neither a classifier nor a denoiser nor a codec to "
+        "export; remove the Export callback."
     )
 
 

@@ -16,9 +16,11 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 from robustguide.callbacks.reporting import Reporting, callbacks_of, run_folder
-from robustguide.checkpoints import sha256_of
+from robustguide.checkpoints import cards, sha256_of
+from robustguide.checkpoints.cards import present
 from robustguide.files import whole
 
+SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".pkl")
 PACKAGES = ("robustguide", "torch", "torchvision", "lightning", "torchmetrics", "numpy")
 
 
@@ -123,13 +125,16 @@ def git_commit() -> str | None:
 
 
 def checkpoints_in(config: Any) -> Iterator[str]:
-    """Paths of checkpoint files in a configuration."""
+    """Paths of checkpoint files in a configuration, and of those that its cards stand for."""
     if isinstance(config, dict):
+        of = cards().get(config.get("card") or "") if not config.get("path") else None
+        if of is not None and (file := present(of)) is not None:
+            yield str(file)
         for value in config.values():
             yield from checkpoints_in(value)
     elif isinstance(config, list):
         for value in config:
             yield from checkpoints_in(value)
-    elif isinstance(config, str) and config.endswith((".safetensors", ".ckpt", ".pt")):
+    elif isinstance(config, str) and config.endswith(SUFFIXES):
         if Path(config).is_file():
             yield config

@@ -200,7 +200,7 @@ def file_name(index: int) -> str:
 
 def origin(module: LightningModule, data: SeedData | None) -> dict[str, Any]:
     """All that decides how the image of a number looks, as plain data."""
-    config = {key: module.hparams.get(key) for key in ("denoiser", "sampler", "guidance")}
+    config = {key: module.hparams.get(key) for key in ("denoiser", "sampler", "guidance", "codec")}
     described = {
         **config,
         "labels": data and [type(data.labels).__name__, vars(data.labels)],

@@ -8,6 +8,7 @@ colour images alike come as Pillow images with values 0 to 255, so one path crop
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from robustguide.data.crops import center_crop
+from robustguide.data.crops import Augment, center_crop
 from robustguide.data.errors import DataError
 from robustguide.data.splits import SPLITS
 
@@ -26,20 +27,41 @@ Batch = tuple[Float[Tensor, "b c h w"], Int[Tensor, " b"], Int[Tensor, " b"]]
 Crop = Callable[[Image.Image, int], Image.Image]
 
 
-class Split(Dataset[Sample], ABC):
-    """One split: place -> (x_0 (c, h, w) in [-1, 1], y, place).
+class Samples(Dataset[Sample], ABC):
+    """One split: place -> (x_0 (c, h, w), y, place).
 
     Args:
-        shape: Channels, height and width that every image gets.
+        shape: Channels, height and width of every x_0.
         num_classes: Labels lie below it.
+
+    Attributes:
+        is_random: Whether training draws something for each sample also without augmentation.
     """
+
+    is_random = False
 
     def __init__(self, shape: tuple[int, int, int], num_classes: int) -> None:
         self.shape, self.num_classes = shape, num_classes
 
     @abstractmethod
     def __len__(self) -> int:
-        """Number of images."""
+        """Number of samples."""
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Sample:
+        """The sample as evaluation sees it, always the same."""
+
+    @abstractmethod
+    def drawn(self, index: int, augment: Augment | None, rng: np.random.Generator) -> Sample:
+        """The sample as training sees it; all chance comes from `rng`."""
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """A batch of them; PyTorch's loader asks for this."""
+        return collate([self[index] for index in indices])
+
+
+class Split(Samples):
+    """One split of images: place -> (x_0 (c, h, w) in [-1, 1], y, place)."""
 
     @abstractmethod
     def load(self, index: int) -> tuple[Image.Image, int]:
@@ -58,9 +80,9 @@ class Split(Dataset[Sample], ABC):
         """The sample, cut out at the centre."""
         return self.read(index, center_crop)
 
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """A batch of them; PyTorch's loader asks for this."""
-        return collate([self[index] for index in indices])
+    def drawn(self, index: int, augment: Augment | None, rng: np.random.Generator) -> Sample:
+        """The sample, cut out at random."""
+        return self.read(index, partial(augment, rng=rng) if augment else center_crop)
 
 
 class ImageSource(ABC):
@@ -69,17 +91,19 @@ class ImageSource(ABC):
     Attributes:
         class_names: One a class, in the order of the labels.
         shape: Channels, height and width of its images.
+        augments: Whether training images can be changed at random.
     """
 
     class_names: list[str]
     shape: tuple[int, int, int]
+    augments = True
 
     @property
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)
 
-    def split(self, name: str) -> Split:
+    def split(self, name: str) -> Samples:
         """The split "train", "validation" or "test".
 
         Raises:
@@ -97,7 +121,7 @@ class ImageSource(ABC):
         return split
 
     @abstractmethod
-    def open(self, name: str) -> Split:
+    def open(self, name: str) -> Samples:
         """Builds the split, whose name is known to be right."""
 
 

@@ -6,7 +6,6 @@ loader, whatever `use_distributed_sampler` says.
 
 import signal
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -26,26 +25,26 @@ from robustguide.data.batches import (
 )
 from robustguide.data.crops import Augment
 from robustguide.data.errors import DataError
-from robustguide.data.images import Batch, Sample, Split, collate
+from robustguide.data.images import Batch, Sample, Samples, collate
 
 
 class Training(Dataset[Sample]):
     """Maps (epoch, place) to an augmented sample, the same in every process."""
 
-    def __init__(self, split: Split, augment: Augment | None, seed: int) -> None:
+    def __init__(self, split: Samples, augment: Augment | None, seed: int) -> None:
         self.split, self.augment, self.seed = split, augment, seed
 
     def __getitem__(self, key: Key) -> Sample:
         """The sample of this epoch."""
         epoch, index = key
-        if self.augment is None:
+        if self.augment is None and not self.split.is_random:
             return self.split[index]
         rng = np.random.default_rng([self.seed, AUGMENT, epoch, index])
-        return self.split.read(index, partial(self.augment, rng=rng))
+        return self.split.drawn(index, self.augment, rng)
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
         """A batch of them; PyTorch's loader asks for this."""
-        if self.augment is None:
+        if self.augment is None and not self.split.is_random:
             return self.split.__getitems__([index for _, index in keys])
         return collate([self[key] for key in keys])
 
@@ -125,7 +124,7 @@ class EvaluationLoader:
 
     def __init__(
         self,
-        split: Split,
+        split: Samples,
         batch_size: int,
         trainer: Trainer | None = None,
         num_workers: int = 0,

@@ -11,7 +11,7 @@ import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from webdataset.writer import TarWriter
 
 from robustguide.data.errors import DataError
-from robustguide.data.images import ImageSource, Split
+from robustguide.data.images import ImageSource, Samples
 from robustguide.data.splits import SPLITS, chance
 
 FILE = "manifest.json"
@@ -36,6 +36,37 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class Encoding:
+    """How latents were made of images, and what it takes to draw them.
+
+    Attributes:
+        codec: Class of the codec.
+        fingerprint: SHA-256 of the codec's tensors and of what else decides its latents.
+        image_shape: Channels, height and width of the images.
+        factor: Pixels on a side for one latent.
+        dtype: Of the raw moments in the files, "float16" or "float32".
+        mirrored: Whether training images were encoded a second time, mirrored left and right.
+        scale: Multiplies raw latents, one number a channel; exact float32.
+        shift: Is then added.
+    """
+
+    codec: str
+    fingerprint: str
+    image_shape: tuple[int, ...]
+    factor: int
+    dtype: str
+    mirrored: bool
+    scale: tuple[float, ...]
+    shift: tuple[float, ...]
+
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> "Encoding":
+        """From plain data, as JSON has it."""
+        names = ("image_shape", "scale", "shift")
+        return cls(**{**plain, **{name: tuple(plain[name]) for name in names}})
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What a folder of shards holds.
 
@@ -44,12 +75,14 @@ class Manifest:
         shape: Channels, height and width of its images.
         recipe: How the images were made.
         shards: Of each split.
+        encoding: Where the shards hold latents, of what kind; null for images.
     """
 
     class_names: list[str]
     shape: tuple[int, int, int]
     recipe: str
     shards: dict[str, list[Shard]]
+    encoding: Encoding | None = None
 
     def count(self, split: str) -> int:
         """Number of samples of a split."""
@@ -84,6 +117,7 @@ class Manifest:
             }
             names = [str(name) for name in plain["class_names"]]
             recipe = str(plain["recipe"])
+            encoding = Encoding.of(plain["encoding"]) if plain.get("encoding") else None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"Cannot read {path}: {error!r}. Write the shards again.") from error
         if plain.get("num_classes", len(names)) != len(names):
@@ -93,7 +127,7 @@ class Manifest:
         for shard in (shard for split in shards.values() for shard in split):
             if not shard.path.is_file():
                 raise DataError(f"The shard {shard.path.resolve()} of {path} is missing.")
-        return cls(names, (channels, height, width), recipe, shards)
+        return cls(names, (channels, height, width), recipe, shards, encoding)
 
     def write(self, root: Path) -> None:
         """Writes the manifest into a folder."""
@@ -108,6 +142,8 @@ class Manifest:
                 for split, shards in self.shards.items()
             },
         }
+        if self.encoding is not None:
+            plain["encoding"] = asdict(self.encoding)
         with under_temporary_name(root / FILE) as file:
             file.write(json.dumps(plain, indent=1).encode())
 
@@ -154,7 +190,7 @@ def slices(rows: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     return (rows[i : i + size] for i in range(0, len(rows), size))
 
 
-def write_shard(path: Path, split: Split, rows: Iterable[int]) -> Shard:
+def write_shard(path: Path, split: Samples, rows: Iterable[int]) -> Shard:
     """Writes one shard."""
     count = 0
     with under_temporary_name(path) as file:

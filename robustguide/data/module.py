@@ -5,7 +5,7 @@ from typing import Any
 from lightning import LightningDataModule
 
 from robustguide.data.crops import Augment
-from robustguide.data.images import ImageSource, Split
+from robustguide.data.images import ImageSource, Samples
 from robustguide.data.loaders import EvaluationLoader, Training, TrainingLoader
 from robustguide.data.sources import Digits
 
@@ -72,6 +72,11 @@ class Images(Classes):
                 raise ValueError(f"{name} is {value}; expected 1 or more.")
         if seed < 0 or num_workers < 0:
             raise ValueError(f"seed {seed} and num_workers {num_workers} must be 0 or more.")
+        if augment is not None and not self.source.augments:
+            raise ValueError(
+                f"{type(self.source).__name__} cannot be changed by {type(augment).__name__}; "
+                "leave augment out. Latents are mirrored where they were encoded so."
+            )
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.augment, self.num_workers = augment, num_workers
         self.seed, self.eval_limit = seed, eval_limit
@@ -86,7 +91,7 @@ class Images(Classes):
         """Channels, height and width."""
         return self.source.shape
 
-    def split(self, name: str) -> Split:
+    def split(self, name: str) -> Samples:
         """The split "train", "validation" or "test", without augmentation."""
         return self.source.split(name)
 

@@ -14,7 +14,7 @@ from lightning import Trainer
 from torch import Tensor
 
 from robustguide.data.batches import LABELS, strided
-from robustguide.data.images import ImageSource, Split
+from robustguide.data.images import ImageSource, Samples
 from robustguide.data.loaders import each_has_one, place
 from robustguide.data.module import Classes
 
@@ -137,7 +137,8 @@ class SeedData(Classes):
             )
         self.indices, self.batch_size = range(first, first + count), batch_size
         self.labels, self.done = labels or Balanced(), frozenset[int]()
-        self.y = torch.tensor([self.labels.label(index, num_classes) for index in self.indices])
+        y = [self.labels.label(index, num_classes) for index in self.indices]
+        self.y = torch.tensor(y, device="cpu")  # whatever the default: the trainer moves batches
         wrong = self.y[(self.y < 0) | (self.y >= num_classes)].tolist()
         if wrong:  # here, because on a GPU a wrong index aborts the process
             raise ValueError(
@@ -147,7 +148,7 @@ class SeedData(Classes):
         self._reference, self.reference_split = reference, reference_split
 
     @property
-    def reference(self) -> Split | None:
+    def reference(self) -> Samples | None:
         """The real images, map-style: place -> (x_0, y, place)."""
         return self._reference.split(self.reference_split) if self._reference else None
 

@@ -100,6 +100,11 @@ class ShardImages(Classes):
         if seed < 0 or num_workers < 0:
             raise ValueError(f"seed {seed} and num_workers {num_workers} must be 0 or more.")
         self.manifest = Manifest.read(Path(root)).resized(size)
+        if self.manifest.encoding is not None:
+            raise DataError(
+                f"{root} holds latents, not images; read them with robustguide.data.Images and "
+                "the source robustguide.data.LatentShards."
+            )
         self.class_names, self.shape = self.manifest.class_names, self.manifest.shape
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.augment, self.num_workers, self.seed = augment, num_workers, seed

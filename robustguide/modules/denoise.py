@@ -8,7 +8,8 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from robustguide.interfaces import Denoiser
+from robustguide.interfaces import Codec, Denoiser
+from robustguide.modules.latent import Space
 from robustguide.modules.optimization import optimization, thaw
 from robustguide.modules.resuming import refuse_other_network, start_step
 from robustguide.modules.robust import EVALUATION, Batch
@@ -32,6 +33,8 @@ class Denoising(LightningModule):
         scheduler: Makes a schedule that counts optimizer steps; null keeps the learning rate.
         rates: Multiple of the learning rate by prefix of parameter name; 0 freezes.
         seed: Of the training noise.
+        codec: Frozen; translates the images of the data into the denoiser's space. Null where the
+            data are in that space.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Denoising(LightningModule):
         scheduler: LRSchedulerCallable | None = None,
         rates: dict[str, float] | None = None,
         seed: int = 0,
+        codec: Codec | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= label_dropout <= 1:
@@ -57,6 +61,7 @@ class Denoising(LightningModule):
         self.label_dropout = label_dropout
         self.optimizer, self.scheduler, self.rates = optimizer, scheduler, rates
         self.seed = seed
+        self.space = Space(codec)
 
     def setup(self, stage: str) -> None:
         """Compares the data with the denoiser.
@@ -65,14 +70,16 @@ class Denoising(LightningModule):
             ValueError: When classes or shapes differ.
         """
         data = getattr(self.trainer, "datamodule", None)
-        for field in ("num_classes", "shape"):
-            theirs, ours = getattr(data, field, None), getattr(self.denoiser, field)
+        shape = getattr(data, "shape", None)
+        shape = None if shape is None else self.space.shape(shape)
+        found = {"num_classes": getattr(data, "num_classes", None), "shape": shape}
+        for field, theirs in found.items():
+            ours = getattr(self.denoiser, field)
             if theirs is not None and ours != 0 and tuple_of(theirs) != tuple_of(ours):
                 raise ValueError(
                     f"The data's {field} is {theirs}, the denoiser's {ours}; set "
                     f"model.denoiser.init_args.{field} (and the network's) to the data's."
                 )
-        shape = getattr(data, "shape", None)
         if shape is not None:
             try_denoiser(self.denoiser, shape)
         if stage == "fit":
@@ -84,7 +91,8 @@ class Denoising(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean weighted squared error."""
-        x_0, y, _ = batch
+        images, y, _ = batch
+        x_0 = self.space.draw(images)
         sigma = self.noise.sample(len(x_0), self.device)
         dropped = torch.rand(len(y), device=y.device) < self.label_dropout
         y = torch.where(dropped, self.denoiser.null(y), y)
@@ -94,7 +102,8 @@ class Denoising(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The same error, with the noise level and noise that belong to each image."""
-        x_0, y, index = batch
+        images, y, index = batch
+        x_0 = self.space.own(images, index)
         seeded = SeededNoise(index.tolist(), EVALUATION)
         u = torch.special.ndtr(seeded.draw((), self.device))
         loss = self.loss(
@@ -106,8 +115,7 @@ class Denoising(LightningModule):
         """Mean over images of the weighted error per pixel."""
         denoised = self.denoiser(perturb(x_0, sigma, noise), sigma, y)
         error = (denoised - x_0).square().flatten(1).mean(1)
-        weighted: Tensor = self.denoiser.loss_weight(sigma) * error
-        return weighted.mean()
+        return self.denoiser.loss(error, sigma).mean()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See `refuse_other_network`."""

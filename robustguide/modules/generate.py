@@ -4,8 +4,8 @@ import torch
 from lightning import LightningModule
 from torch import Tensor
 
-from robustguide.guidance import Guidance, Guided, terms_of
-from robustguide.interfaces import Classifier, Denoiser
+from robustguide.guidance import Guidance, Guided, check_observer, terms_of
+from robustguide.interfaces import Classifier, Codec, Denoiser, from_pixels
 from robustguide.modules.cost import Evaluated, counted
 from robustguide.samplers import Observation, Sampler, SeededNoise
 from robustguide.samplers.base import Observe
@@ -20,10 +20,12 @@ class Generation(LightningModule):
         denoiser: Unguided denoiser.
         sampler: How it is sampled.
         guidance: Terms by name.
-        observer: Reads the predicted clean image along the way (at noise level 0); it does not
-            guide.
+        observer: Reads the predicted clean image along the way (at noise level 0), in the space
+            of the denoiser; it does not guide.
         watched_steps: How many steps of the trajectory are kept for callbacks, evenly spread over
             the run, the first and the last among them.
+        codec: Translates what is sampled into the images that callbacks see; null where the
+            denoiser's space is that of the images.
     """
 
     def __init__(
@@ -33,14 +35,23 @@ class Generation(LightningModule):
         guidance: dict[str, Guidance] | None = None,
         observer: Classifier | None = None,
         watched_steps: int = 10,
+        codec: Codec | None = None,
     ) -> None:
         super().__init__()
+        if codec is not None and codec.channels != denoiser.shape[0]:
+            raise ValueError(
+                f"The codec reads latents of {codec.channels} channels, the denoiser's have "
+                f"{denoiser.shape[0]}; give the codec that the denoiser was trained with."
+            )
         sampler.check(denoiser)
         Guided(denoiser, guidance, sampler.clip)
+        if observer is not None:
+            check_observer(observer, denoiser)
         self.denoiser = denoiser
         self.sampler = sampler
         self.guidance = torch.nn.ModuleDict(guidance)
         self.observer = observer
+        self.codec = codec
         sigmas = sampler.levels(denoiser)[:-1]
         self.watched = spread(len(sigmas), watched_steps)
         self.levels = tuple(sigmas[index] for index in self.watched)
@@ -68,7 +79,8 @@ class Generation(LightningModule):
             observe: Called once a step.
 
         Returns:
-            `images` (b, c, h, w) clamped to [-1, 1], `y` and `index`.
+            `images` (b, c, h, w) clamped to [-1, 1], `y` and `index`. Of latents, the images are
+            the bytes of the codec's publication, read back.
         """
         index, y = batch
         noise = SeededNoise(index.tolist())
@@ -77,10 +89,17 @@ class Generation(LightningModule):
             terms = terms_of(self.guidance)
             images = self.sampler(self.denoiser, terms, x, y, noise, observe)
         self.evaluated.images += len(index)
-        return {"images": images.float().clamp(-1, 1), "y": y, "index": index}
+        return {"images": self.shown(images.float()), "y": y, "index": index}
+
+    @torch.no_grad()
+    def shown(self, x_0: Tensor) -> Tensor:
+        """What was sampled, as images in [-1, 1]."""
+        if self.codec is None:
+            return x_0.clamp(-1, 1)
+        return from_pixels(self.codec.to_bytes(self.codec.decode(x_0)))
 
     def test_step(self, batch: Seeds, batch_idx: int) -> dict[str, Tensor]:
-        """As `generate`; and `denoised` (watched, b, c, h, w), `logits` (watched, b, k) of it.
+        """As `generate`; and `denoised` (watched, b, c, h, w), `logits` (watched, b, k) of them.
 
         Logits only with an observer, at the watched steps.
         """
@@ -90,12 +109,13 @@ class Generation(LightningModule):
         def watch(step: Observation) -> None:
             if step.place.index not in self.watched:
                 return
-            denoised.append(step.denoised.float())
+            x_0 = step.denoised.float()
+            denoised.append(x_0 if self.codec is None else self.shown(x_0))
             if self.observer is not None:
                 self.evaluated.observer += len(step.x)
                 clean = step.x.new_zeros(len(step.x), dtype=torch.float32)
                 # not through its hooks: one that also guides would count these rows as guidance
-                logits.append(self.observer.forward(denoised[-1], clean))
+                logits.append(self.observer.forward(x_0, clean))
 
         answer = self.generate(batch, watch) | {"denoised": torch.stack(denoised)}
         return answer | {"logits": torch.stack(logits)} if logits else answer

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustguide.attacks import Attack
-from robustguide.interfaces import Classifier
+from robustguide.interfaces import Classifier, Codec
+from robustguide.modules.latent import Space
 from robustguide.modules.optimization import optimization, thaw
 from robustguide.modules.resuming import refuse_other_network, start_step
 from robustguide.modules.trial import try_classifier
@@ -40,6 +41,8 @@ class RobustClassification(LightningModule):
         levels: Noise levels of the evaluation, exact sigmas.
         evaluation_attack: Moves the evaluated images as well; null evaluates clean ones only.
         seed: Of the training noise.
+        codec: Frozen; translates the images of the data into the classifier's space, where noise
+            and attacks then are. Null where the data are in that space.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class RobustClassification(LightningModule):
         levels: Sequence[float] = LEVELS,
         evaluation_attack: Attack | None = None,
         seed: int = 0,
+        codec: Codec | None = None,
     ) -> None:
         super().__init__()
         if not levels or not all(0 <= level < float("inf") for level in levels):
@@ -64,6 +68,7 @@ class RobustClassification(LightningModule):
         self.levels = tuple(levels)
         self.evaluation_attack = evaluation_attack
         self.seed = seed
+        self.space = Space(codec)
 
     def setup(self, stage: str) -> None:
         """Compares the data with the classifier.
@@ -85,7 +90,7 @@ class RobustClassification(LightningModule):
                 "the network's) to the data's."
             )
         if shape is not None:
-            try_classifier(self.classifier, shape)
+            try_classifier(self.classifier, self.space.shape(shape))
         if stage == "fit":
             thaw(self.classifier, self.rates)
 
@@ -100,8 +105,9 @@ class RobustClassification(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss on the attacked images alone."""
-        x_0, y, _ = batch
+        images, y, _ = batch
         assert self.noise is not None
+        x_0 = self.space.draw(images)
         sigma = self.noise.sample(len(x_0), self.device)
         x = perturb(x_0, sigma, noise_like(x_0, None))
         if self.attack is not None:
@@ -119,7 +125,8 @@ class RobustClassification(LightningModule):
         The noise of an image is drawn from a generator that its index seeds, and is the same at
         every level.
         """
-        x_0, y, index = batch
+        images, y, index = batch
+        x_0 = self.space.own(images, index)
         noise = SeededNoise(index.tolist(), EVALUATION).draw(x_0.shape[1:], self.device)
         answers: dict[str, list[Tensor]] = {"clean": [], "attacked": []}
         for level in self.levels:
