@@ -14,6 +14,10 @@ TRAINER_COMMANDS = {
 HELPERS = {
     "demo": "the main job on digits, from nothing to a report",
     "doctor": "versions, devices, threads, data sets and weights found",
+    "cards": "published checkpoints that are known, and which are here",
+    "fetch": "download a published checkpoint",
+    "convert": "rewrite a published checkpoint as safetensors",
+    "encode": "write the latents of a data set as shards",
 }
 HELP = """usage: robustguide [--trust PACKAGE] COMMAND ...
 
@@ -30,6 +34,7 @@ examples:
   robustguide demo
   robustguide fit --config configs/fit/digits_robust.yaml
   robustguide test --config configs/test/digits_classifier.yaml
+  robustguide cards adm-imagenet256
   robustguide COMMAND --help
 """
 
@@ -96,7 +101,7 @@ def entry() -> None:
         code = main()
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
         if os.environ.get("ROBUSTGUIDE_TRACEBACK"):
             raise
         print(f"robustguide: {error}{repair_of(error)}", file=sys.stderr)

@@ -21,6 +21,7 @@ from robustguide.checkpoints.mismatch import listed, mismatches, shapes_of
 from robustguide.checkpoints.portable import portable, trust_stated
 from robustguide.checkpoints.specification import Specification, calls
 from robustguide.checkpoints.trust import LIBRARIES
+from robustguide.interfaces import Classifier
 
 
 def export(
@@ -34,16 +35,16 @@ def export(
     extra: dict[str, Any] | None = None,
     trust: Sequence[str] = (),
 ) -> Metadata:
-    """Writes a classifier or denoiser so that it can be loaded without its training code.
+    """Writes a classifier, denoiser or codec so that it can be loaded without its training code.
 
     The file appears under its name only when it is complete.
 
     Args:
-        module: A `Classifier` or `Denoiser`.
+        module: A `Classifier`, `Denoiser` or `Codec`.
         path: Name of the file; folders are made.
         specification: How the module was built. Arguments that load weights are left out, and
-            `load_classifier` or `load_denoiser` is replaced by what the loaded file says.
-        class_names: One for each class.
+            `load_classifier` and its like are replaced by what the loaded file says.
+        class_names: One for each class; none of a codec.
         shape: Channels, height and width of the images.
         weights: "ema" or "raw".
         extra: Plain data to note in the metadata.
@@ -67,7 +68,7 @@ def export(
         extra=extra or {},
     )
     _check_description(metadata, module)
-    _write(Path(path), _tensors(module), metadata.header())
+    write(Path(path), _tensors(module), metadata.header())
     return metadata
 
 
@@ -100,13 +101,14 @@ def _kind(module: nn.Module) -> str:
         if isinstance(module, kind):
             return name
     raise ValueError(
-        f"A checkpoint holds a Classifier or a Denoiser, got a {type(module).__name__}; wrap it "
-        "in one of robustguide.classifiers or robustguide.denoisers."
+        f"A checkpoint holds a Classifier or a Denoiser or a Codec, got a "
+        f"{type(module).__name__}; wrap it in one of robustguide.classifiers or "
+        "robustguide.denoisers or robustguide.codecs."
     )
 
 
 def _num_classes(module: nn.Module) -> int:
-    count = module.num_classes
+    count = getattr(module, "num_classes", 0)  # a codec knows none
     if not isinstance(count, int):
         raise ValueError(f"num_classes of {type(module).__name__} is {count!r}, not an integer.")
     return count
@@ -119,11 +121,12 @@ def _check_description(metadata: Metadata, module: nn.Module) -> None:
             f"{len(metadata.class_names)} class names were given for {metadata.num_classes} "
             "classes; give one for each."
         )
-    own_shape = tuple(getattr(module, "shape", metadata.shape))
-    if metadata.shape != own_shape or len(own_shape) != 3:
+    shape = tuple(getattr(module, "shape", None) or metadata.shape)
+    reads = isinstance(module, Classifier) and module.reads(metadata.shape)
+    if len(metadata.shape) != 3 or not (reads or metadata.shape == shape):
         raise ValueError(
             f"shape is [channels, height, width] of the images that the {metadata.kind} was made "
-            f"for, got {list(metadata.shape)}; it says {list(own_shape)} itself."
+            f"for, got {list(metadata.shape)}; it says {list(shape)} itself."
         )
     if metadata.weights not in ("ema", "raw"):
         raise ValueError(f"weights must be 'ema' or 'raw', got {metadata.weights!r}.")
@@ -159,8 +162,12 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
-    """Under another name first: a file that has its final name is complete and on the disk."""
+def write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
+    """Under another name first: a file that has its final name is complete and on the disk.
+
+    Raises:
+        OSError: The file could not be written; nothing is left of it.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,51 +1,84 @@
-"""Reads trained modules from files that carry no code. Nothing here unpickles."""
+"""Reads trained modules from files, without running anything that a file holds.
 
-from collections.abc import Sequence
+A file that `export` or `robustguide convert` wrote says itself what it is. A published file is read
+by its card: named, or found by the file's name.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from robustguide.checkpoints.metadata import KEY, opened, read_metadata
-from robustguide.checkpoints.mismatch import listed, mismatches, shapes_in, shapes_of
+from robustguide.checkpoints.assembly import give, is_complete, weightless
+from robustguide.checkpoints.autoencoders import load_codec_folder
+from robustguide.checkpoints.cards import Card, card_of_file
+from robustguide.checkpoints.cards import card as card_of_name
+from robustguide.checkpoints.description import described, is_described, located
+from robustguide.checkpoints.keys import translated
+from robustguide.checkpoints.metadata import Metadata, is_safetensors, opened, read_metadata
+from robustguide.checkpoints.mismatch import Shapes, listed, mismatches, shapes_in, shapes_of
+from robustguide.checkpoints.opening import open_tensors
 from robustguide.checkpoints.portable import portable
 from robustguide.checkpoints.specification import Specification, differences
 from robustguide.checkpoints.trust import UntrustedError, build
-from robustguide.interfaces import Classifier, Denoiser
+from robustguide.interfaces import Classifier, Codec, Denoiser
 
-KINDS: dict[str, type[nn.Module]] = {"classifier": Classifier, "denoiser": Denoiser}
+KINDS: dict[str, type[nn.Module]] = {
+    "classifier": Classifier,
+    "denoiser": Denoiser,
+    "codec": Codec,
+}
 
 
-def load_classifier(path: str, trust: Sequence[str] = (), device: str = "cpu") -> Classifier:
+def load_classifier(
+    path: str | None = None,
+    card: str | None = None,
+    trust: Sequence[str] = (),
+    device: str = "cpu",
+) -> Classifier:
     """A trained classifier, in evaluation mode and frozen; its `metadata` describes it.
 
     Args:
-        path: File written by `export`.
+        path: File written by `export` or `convert`, or a published one; null takes the card's.
+        card: Card of a published file; null finds it by the file's name.
         trust: Packages of yours whose modules the file may name.
-        device: Where it goes.
+        device: Where it goes; "meta" builds the card's network without reading a file.
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: Not such a file, one of a denoiser, or one whose tensors do not fit.
+        ValueError: Not such a file, one of something else, or one whose tensors do not fit.
     """
-    classifier: Classifier = _load(path, "classifier", trust, device)
+    classifier: Classifier = _load(path, card, "classifier", trust, device)
     return classifier
 
 
-def load_denoiser(path: str, trust: Sequence[str] = (), device: str = "cpu") -> Denoiser:
-    """A trained denoiser, in evaluation mode and frozen; its `metadata` describes it.
-
-    Args:
-        path: File written by `export`.
-        trust: Packages of yours whose modules the file may name.
-        device: Where it goes.
-
-    Raises:
-        FileNotFoundError: No such file.
-        ValueError: Not such a file, one of a classifier, or one whose tensors do not fit.
-    """
-    denoiser: Denoiser = _load(path, "denoiser", trust, device)
+def load_denoiser(
+    path: str | None = None,
+    card: str | None = None,
+    trust: Sequence[str] = (),
+    device: str = "cpu",
+) -> Denoiser:
+    """A trained denoiser; see `load_classifier`."""
+    denoiser: Denoiser = _load(path, card, "denoiser", trust, device)
     return denoiser
+
+
+def load_codec(
+    path: str | None = None,
+    card: str | None = None,
+    trust: Sequence[str] = (),
+    device: str = "cpu",
+) -> Codec:
+    """A trained codec; see `load_classifier`.
+
+    A folder in the layout of `diffusers` is read as well, at the scale in its `config.json`.
+    """
+    if path is not None and Path(path).expanduser().is_dir():
+        return load_codec_folder(path).to(device)
+    codec: Codec = _load(path, card, "codec", trust, device)
+    return codec
 
 
 def load_weights(module: nn.Module, path: str, specification: Specification | None = None) -> None:
@@ -53,13 +86,19 @@ def load_weights(module: nn.Module, path: str, specification: Specification | No
 
     Args:
         module: Takes the tensors, all of them, by name.
-        path: A safetensors file, with or without metadata.
+        path: A safetensors file, with or without metadata, or a published file that has a card.
         specification: How `module` was built, so that a mismatch can be told in its terms.
 
     Raises:
         FileNotFoundError: No such file.
         ValueError: The tensors do not fit; names the fields of the specification that differ.
     """
+    card = None if is_safetensors(path) else card_of_file(path)
+    if card is not None:
+        tensors = official(card, Path(path))
+        _refuse(shapes_from(tensors), shapes_of(module), path, "module")
+        module.load_state_dict(tensors)
+        return
     wrong = mismatches(shapes_in(path), shapes_of(module), ("file", "module"))
     if wrong:
         fields = _fields_that_differ(path, specification)
@@ -69,18 +108,39 @@ def load_weights(module: nn.Module, path: str, specification: Specification | No
             + f"Tensors that differ: {listed(wrong, most=3 if fields else 8)}. "
             + "Build the module with the arguments of the file, or give another file."
         )
-    _fill(module, path)
+    with opened(path) as file:
+        module.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
+
+
+def official(card: Card, file: Path) -> dict[str, Tensor]:
+    """Tensors of a published file under the names of its card's module.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: A file that cannot be read safely, or is not the card's.
+    """
+    contents = open_tensors(file, card.part)
+    try:
+        return translated(card, contents.tensors)
+    except ValueError as error:
+        raise ValueError(
+            f"{file} is not what card {card.name!r} describes ({card.file}): {error}. Name the "
+            "right card, or get the file again."
+        ) from error
+
+
+def shapes_from(tensors: Mapping[str, Tensor]) -> Shapes:
+    """Shapes by name."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _fields_that_differ(path: str, given: Specification | None) -> list[str]:
-    with opened(path) as file:
-        is_described = KEY in (file.metadata() or {})
-    if given is None or not is_described:
+    if given is None or not is_described(Path(path)):
         return []
     return differences(read_metadata(path).specification, portable(given))
 
 
-def outline(specification: Specification, trust: Sequence[str]) -> nn.Module:
+def outline(specification: Specification, trust: Sequence[str] = ()) -> nn.Module:
     """A module without memory; with memory where its constructor needs the values of tensors.
 
     Raises:
@@ -99,39 +159,88 @@ def outline(specification: Specification, trust: Sequence[str]) -> nn.Module:
     return module
 
 
-def _load(path: str, kind: str, trust: Sequence[str], device: str) -> Any:
+def _load(path: str | None, card: str | None, kind: str, trust: Sequence[str], device: str) -> Any:
     """A module of the kind asked for, which the callers state in their return types."""
-    metadata = read_metadata(path)
-    if metadata.kind != kind:
-        raise ValueError(
-            f"{path} holds a {metadata.kind}, but a {kind} was asked for; give "
-            f"another file, or load this one with load_{metadata.kind}."
-        )
+    if path is None and card is not None and "meta" in (device, torch.get_default_device().type):
+        named = card_of_name(card)
+        metadata = described(named, Path(named.file))
+        _check_kind(metadata, kind)
+        return _finished(outline(metadata.specification), metadata)
+    file, found = located(path, card)
+    metadata = read_metadata(file) if found is None else described(found, file)
+    _check_kind(metadata, kind)
     # On the meta device first: a file cannot ask for more memory than it has tensors to fill.
-    needed = shapes_of(outline(metadata.specification, trust))
-    if wrong := mismatches(shapes_in(path), needed, ("file", "specification")):
+    shapes = shapes_of(outline(metadata.specification, trust))
+    if found is None:
+        _refuse(shapes_in(file), shapes, str(file), "specification", metadata.versions)
+        with opened(file) as content:  # mapped from the disk, and so after it is closed
+            tensors = {name: content.get_tensor(name) for name in content.keys()}
+    else:
+        tensors = official(found, file)
+        _refuse(shapes_from(tensors), shapes, str(file), f"card {found.name!r}")
+    module = filled(metadata.specification, tensors, trust)
+    if not isinstance(module, KINDS[kind]) or _num_classes(module) != metadata.num_classes:
         raise ValueError(
-            f"The tensors of {path} do not fit its own specification: {listed(wrong)}. It was "
-            f"written with {metadata.versions}, and is damaged or needs these versions."
-        )
-    module = _assembled(metadata.specification, trust, "cpu")
-    if not isinstance(module, KINDS[kind]) or module.num_classes != metadata.num_classes:
-        raise ValueError(
-            f"{path} promises a {metadata.kind} of {metadata.num_classes} classes, but its "
+            f"{file} promises a {metadata.kind} of {metadata.num_classes} classes, but its "
             f"specification builds a {type(module).__name__}; export it again."
         )
-    _fill(module, path)
+    return _finished(module, metadata).to(device)
+
+
+def _num_classes(module: nn.Module) -> object:
+    return getattr(module, "num_classes", 0)
+
+
+def _finished(module: nn.Module, metadata: Metadata) -> nn.Module:
+    if isinstance(module, Classifier) and module.shape is None and len(metadata.shape) == 3:
+        channels, height, width = metadata.shape
+        module.shape = channels, height, width  # that of the images that it was trained on
     vars(module)["metadata"] = metadata  # not a part of the module, so past its own __setattr__
-    return module.eval().requires_grad_(False).to(device)
+    return module.eval().requires_grad_(False)
+
+
+def _check_kind(metadata: Metadata, kind: str) -> None:
+    if metadata.kind != kind:
+        raise ValueError(
+            f"{metadata.path} holds a {metadata.kind}, but a {kind} was asked for; give "
+            f"another file, or load this one with load_{metadata.kind}."
+        )
+
+
+def _refuse(
+    given: Shapes, needed: Shapes, path: str, what: str, versions: dict[str, str] | None = None
+) -> None:
+    if wrong := mismatches(given, needed, ("file", what)):
+        why = f"It was written with {versions}, and is" if versions else "It is"
+        raise ValueError(
+            f"The tensors of {path} do not fit its own specification: {listed(wrong)}. {why} "
+            "damaged or needs these versions."
+            if versions
+            else f"The tensors of {path} do not fit the {what}: {listed(wrong)}. Name another "
+            "card, or get the file again."
+        )
+
+
+def filled(
+    specification: Specification, tensors: Mapping[str, Tensor], trust: Sequence[str] = ()
+) -> nn.Module:
+    """Builds a module around tensors; copies them only where a constructor needs real memory."""
+    try:
+        with weightless():
+            module: nn.Module = build(specification, trust)
+        give(module, tensors)
+        if is_complete(module):
+            return module
+    except UntrustedError:
+        raise
+    except (ValueError, RuntimeError, NotImplementedError):
+        pass  # a constructor that looks at values: it gets them
+    module = _assembled(specification, trust, "cpu")
+    give(module, tensors)
+    return module
 
 
 def _assembled(specification: Specification, trust: Sequence[str], device: str) -> Any:
     """Builds on a device; initial values, overwritten later, cost no random numbers of the run."""
     with torch.random.fork_rng(devices=[]), torch.device(device):
         return build(specification, trust)
-
-
-def _fill(module: nn.Module, path: str) -> None:
-    """Copies the tensors of a file; so tied parameters stay tied, and buffers where they are."""
-    with opened(path) as file:
-        module.load_state_dict({name: file.get_tensor(name) for name in file.keys()})

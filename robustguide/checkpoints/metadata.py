@@ -27,7 +27,7 @@ class Metadata:
 
     Attributes:
         path: File that it was read from.
-        kind: "classifier" or "denoiser".
+        kind: "classifier", "denoiser" or "codec".
         specification: How the module is built.
         class_names: Names in the order of the labels; none for a network that knows no classes.
         num_classes: Number of classes.
@@ -118,6 +118,16 @@ def sha256_of(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_safetensors(path: str | Path) -> bool:
+    """Whether a file begins as one of that format, with the length of a JSON header."""
+    file = Path(path)
+    if not file.is_file():
+        return False
+    with open(file, "rb") as stream:
+        start = stream.read(9)
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= file.stat().st_size - 8
+
+
 @contextmanager
 def opened(path: str | Path) -> Iterator[Any]:
     """A safetensors file, open for reading.
@@ -160,8 +170,9 @@ def _diagnosis(file: Path, error: Exception) -> str:
         or file.suffix in {".ckpt", ".pt", ".pth"}
     ):
         return (
-            "it is a pickled or trainer checkpoint, which could carry code and is never loaded "
-            "here; give the .safetensors file that the run exported."
+            "it is a pickled or trainer checkpoint, and no card has exactly one file of its name; "
+            "name the card of a published file (`robustguide cards` lists them), or give the "
+            ".safetensors file that the run exported."
         )
     if start.lstrip()[:1] == b"<":
         return "it is a web page; download the file itself again."

@@ -4,9 +4,21 @@ A configuration may start from weights of a library, or from a checkpoint of our
 exported in the end holds all tensors itself, so its specification says only what to build.
 """
 
-from robustguide.checkpoints.metadata import read_metadata
+from importlib import import_module
+
+from robustguide.checkpoints.description import describe
 from robustguide.checkpoints.specification import Call, Specification, calls, fold
 from robustguide.checkpoints.trust import LIBRARIES, loads
+
+LOADERS = ("load_classifier", "load_denoiser", "load_codec", "load_autoencoder")
+# Functions that fill a module by other names, and those that say how they build it.
+OTHERS = {
+    "torchvision_classifier": "off_the_shelf.torchvision_specification",
+    "timm_classifier": "off_the_shelf.timm_specification",
+    "clip_classifier": "off_the_shelf.clip_specification",
+    "with_weights": "off_the_shelf.network_specification",
+    "load_robustness": "robustness.robustness_specification",
+}
 
 # Their weights of torchvision bring the standardisation of another framework with them.
 TRANSFORMING = ("googlenet", "inception_v3")
@@ -21,9 +33,18 @@ def portable(specification: Specification) -> Specification:
 
     def make(found: Call) -> Specification:
         if is_loader(found):
-            return read_metadata(found.arguments["path"]).specification
+            which = (found.arguments.get("path"), found.arguments.get("card"))
+            told = describe(*which).specification
+            if found.class_path.endswith("load_autoencoder"):
+                told = told["init_args"]["autoencoder"]
+            return told
         arguments = found.arguments
         root, _, name = found.class_path.rpartition(".")
+        if root.startswith("robustguide.checkpoints") and name in OTHERS:
+            file, _, told_by = OTHERS[name].partition(".")
+            module = import_module(f"robustguide.checkpoints.{file}")
+            specified: Specification = getattr(module, told_by)(**arguments)
+            return specified
         if root.partition(".")[0] in LIBRARIES:
             arguments = {key: value for key, value in arguments.items() if not loads(key, value)}
         if root == "torchvision.models" and found.arguments.get("weights"):
@@ -51,4 +72,4 @@ def trust_stated(specification: Specification) -> list[str]:
 def is_loader(found: Call) -> bool:
     """Whether a class path is one of our functions that read a checkpoint."""
     root, _, name = found.class_path.rpartition(".")
-    return root.partition(".")[0] == "robustguide" and name in ("load_classifier", "load_denoiser")
+    return root.partition(".")[0] == "robustguide" and name in LOADERS

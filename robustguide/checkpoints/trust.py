@@ -15,12 +15,13 @@ from typing import Any
 from torch import nn
 
 from robustguide.checkpoints.specification import Call, Specification, at, calls, fold
-from robustguide.noise import DiscreteLevels
+from robustguide.noise import Levels
 
 LIBRARIES = ("torchvision", "timm", "diffusers", "open_clip")
 BUILDERS = (
     "robustguide.noise.linear_levels",
     "robustguide.noise.cosine_levels",
+    "robustguide.noise.scaled_linear_levels",
     "torchvision.models.get_model",
     "timm.create_model",
     "open_clip.create_model",
@@ -164,7 +165,7 @@ def _resolve(found: Call, home: str) -> Callable[..., Any]:
             f"Install {home!r}, in a version that has it."
         ) from error
     defined_in = f"{getattr(target, '__module__', '')}."
-    is_class = isinstance(target, type) and issubclass(target, nn.Module | DiscreteLevels)
+    is_class = isinstance(target, type) and issubclass(target, nn.Module | Levels)
     if not defined_in.startswith(f"{home}.") or not (is_class or _is_builder(target)):
         raise UntrustedError(
             f"Class path {found.class_path!r}{at(found.where)} was refused and not called; a file "
