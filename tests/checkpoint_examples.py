@@ -60,6 +60,10 @@ CLASSIFIERS = {
         layers={"net.layer1": 64},
         width=8,
     ),
+    "resized": spec("robustguide.classifiers.Resized", classifier=OFF_THE_SHELF, size=16),
+    "relabelled": spec(
+        "robustguide.classifiers.Relabelled", classifier=OFF_THE_SHELF, labels=[4, 2, 0, 1, 3]
+    ),
 }
 DENOISERS = {
     "eps": spec(

@@ -2,19 +2,9 @@
 
 import json
 
-import parity
 import pytest
 import tiny
 import torch
-
-
-def pytest_addoption(parser):
-    parser.addoption("--parity", metavar="FILE", help="write what was compared with goldens there")
-
-
-def pytest_configure(config):
-    if config.getoption("--parity"):
-        config.pluginmanager.register(parity.Recorder(config.getoption("--parity")))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,9 +1,11 @@
 """Every command line in the head of a configuration: parsed, built on the meta device, compared.
 
-The checkpoints that a newcomer would have trained before are written, tiny, into an empty folder;
-data sets are not there, so that building cannot have read one.
+The checkpoints that a newcomer would have trained before are written, tiny, into an empty folder,
+and published networks are built from their cards, without memory. Data sets are not there, so that
+building cannot have read one.
 """
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -17,22 +19,35 @@ import torch
 import torchvision
 import yaml
 from golden_files import listing
+from jsonargparse import ArgumentParser
+from safetensors.torch import save_file
 
 from robustguide import main as command_line
 from robustguide.attacks import L2Ball, LinfBall
-from robustguide.checkpoints import build, export
+from robustguide.checkpoints import build, card, export
 from robustguide.classifiers import NoiseConditioned, SigmaConditioned
+from robustguide.codecs import EDM2Codec, KLAutoencoder, StableDiffusionCodec
+from robustguide.data import Balanced, Listed, Random
 from robustguide.denoisers import EDMDenoiser
+from robustguide.guidance import ClassifierFree, Guided, Reference, WithinSteps
 from robustguide.interfaces import Classifier
+from robustguide.modules import Autoencoding
 from robustguide.noise import Clipped, LogNormal, RhoGrid, UniformT
-from robustguide.samplers import Learned
+from robustguide.samplers import DDIM, Ancestral, Heun, Learned
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/**/*.yaml"))
 EXPERIMENTS = [file for file in FILES if "/overlay/" not in file]
+# Each is a network, a weight and a number on top of edm2.yaml; some are built as commands as well.
+PRESETS = [file for file in FILES if "/published/edm2_" in file]
+BUILT_PRESETS = {
+    "img512_s_autog_fid",  # in the head of edm2.yaml
+    "img512_s_uncond_autog_fid",
+    "img512_xxl_interval_fid",
+    "img64_s_fid",
+}
 SHAPES = {
     "imagenet": (1000, [3, 128, 128]),
-    "adm": (1000, [3, 128, 128]),
     "cifar": (10, [3, 32, 32]),
     "fashion": (10, [1, 32, 32]),
     "": (10, [1, 8, 8]),
@@ -73,7 +88,7 @@ def tiny(kind, num_classes, shape):
     unet |= dict(attention_resolutions=[], channel_mult=[1], num_heads=1)
     levels = specification("robustguide.noise.linear_levels")
     if kind == "classifier" and shape[1] == 32:  # with the readout of the networks of that size
-        unet |= dict(image_size=4, channel_mult=[1], out_channels=num_classes, pool="attention")
+        unet |= dict(out_channels=num_classes, pool="attention")
         net = specification("robustguide.nets.EncoderUNet", **unet)
     elif kind == "classifier":
         net = specification("robustguide.nets.MLP", shape=shape, num_logits=num_classes, width=4)
@@ -99,6 +114,16 @@ def write_checkpoint(path):
     names = [str(y) for y in range(num_classes)]
     network = build(described)
     export(network, path, described, class_names=names, shape=shape, weights="raw")
+
+
+def write_autoencoder(folder):
+    """A tiny autoencoder in the layout of `diffusers`: 4 channels, an eighth of the size."""
+    arguments = dict(block_out_channels=[4] * 4, layers_per_block=1, norm_num_groups=2)
+    config = {"_class_name": "AutoencoderKL", "latent_channels": 4, **arguments}
+    tensors = KLAutoencoder(**arguments).net.state_dict()
+    Path(folder).mkdir(parents=True)
+    Path(folder, "config.json").write_text(json.dumps(config))
+    save_file(tensors, Path(folder, "diffusion_pytorch_model.safetensors"))
 
 
 @pytest.fixture(scope="module")
@@ -130,15 +155,23 @@ def newcomer(tmp_path_factory, fetched) -> Iterator[None]:
         text = " ".join((ROOT / file).read_text() for file in FILES)
         for path in sorted(set(re.findall(r"[\w/]+/(?:classifier|denoiser)\.safetensors", text))):
             write_checkpoint(path)
+        for folder in sorted(set(re.findall(r"path: (models/[\w-]+)\}", text))):
+            write_autoencoder(folder)
         yield
         built.cache_clear()
 
 
 @cache
 def built(command):
-    """What the command line made of a command; what is to be trained is on the meta device."""
+    """What the command line made of a command.
+
+    What is to be trained, or published, is on the meta device; tiny files are read.
+    """
     known = command_line.CommandLine.subcommands()
-    device = "meta" if command[0] == "fit" else "cpu"  # labels have values, and files are tiny
+    text = "".join((ROOT / file).read_text() for file in configs(command))
+    device = "meta" if command[0] == "fit" or "{card: " in text else "cpu"
+    if "/published/" in "".join(command):
+        command = (*command, "--data.count=1000")  # drawing 50,000 labels takes a second
     with torch.device(device), pytest.MonkeyPatch.context() as patch:
         # The parsers of the other three subcommands would be the longest part.
         only = staticmethod(lambda: {command[0]: known[command[0]]})
@@ -162,7 +195,19 @@ def test_a_file_says_how_it_is_used(file):
         assert all(file in configs(command) for command in commands(file))
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=name)
+def is_built(command):
+    """Whether a command is built as it stands.
+
+    Of the published settings, `test` is and `predict`, which has the same files, is not; and see
+    `test_presets_of_edm2`.
+    """
+    file = configs(command)[-1]
+    if file in PRESETS:
+        return Path(file).stem.removeprefix("edm2_") in BUILT_PRESETS and command[0] == "test"
+    return "/published/" not in file or command[0] == "test"
+
+
+@pytest.mark.parametrize("command", [*filter(is_built, COMMANDS)], ids=name)
 def test_the_documented_command_builds_what_it_names(command):
     """And, for training, what would go wrong later: see the checks that follow."""
     cli = built(command)
@@ -170,12 +215,24 @@ def test_the_documented_command_builds_what_it_names(command):
     for made, described in ((cli.model, config.model), (cli.datamodule, config.data)):
         assert described.class_path.endswith(f".{type(made).__name__}")
     assert config.trainer.default_root_dir.startswith("runs/")
-    if command[0] == "fit":
+    if command[0] == "fit" and isinstance(cli.model, Autoencoding):
+        assert_codec_reads_images(cli.model.codec, cli.datamodule.shape)
+        assert_rate_falls_over_the_run(cli)
+    elif command[0] == "fit":
         network = cli.model.classifier if hasattr(cli.model, "classifier") else cli.model.denoiser
-        assert_network_reads_images(network, cli.datamodule.shape)
+        assert_network_reads_images(network, cli.model.space.shape(cli.datamodule.shape))
         assert cli.model.noise is not None
         assert_rate_falls_over_the_run(cli)
         assert_only_zero_rates_freeze(network, cli.model.rates)
+
+
+def assert_codec_reads_images(codec, shape):
+    """Those of the data, into moments of its latents' shape; and its latents into such images."""
+    channels, height, width = codec.latent_shape(shape)
+    images = torch.zeros(2, *shape, device=codec.scale.device)
+    assert codec.moments(images).shape == (2, 2 * channels, height, width)
+    x_0 = torch.zeros(2, channels, height, width, device=codec.scale.device)
+    assert codec.decode(x_0).shape == images.shape
 
 
 def assert_network_reads_images(network, shape):
@@ -298,14 +355,209 @@ def test_noise_of_edm():
     assert type(denoiser) is EDMDenoiser and denoiser.sigma_data == 0.5
 
 
-def test_published_setting_of_robust_guidance():
-    """Kawar, Ganz and Elad (2022), README and classifier_sample.py."""
-    cli = of("test/imagenet128_robust")
-    sampler, (term,) = cli.model.sampler, cli.model.guidance.values()
-    assert len(sampler.grid.indices()) == 250 and len(sampler.grid.levels) == 1000
-    assert type(sampler.variance) is Learned and sampler.clip == 1
-    assert term.scales == (1.0,)
-    assert cli.datamodule.y.bincount(minlength=1000).eq(50).all()
+# Scale or weight of the guidance, steps, what is expected. Dhariwal and Nichol (2021), tables 4, 5
+# and 14; Kawar, Ganz and Elad (2022), README; Karras et al. (2022), abstract and README; Ma et al.
+# (2024), table 8, for EDM in 18 and 36 steps; Peebles and Xie (2023), README and sample.py.
+ANCESTRAL = dict(clip=1.0, state_dtype="float32")
+UNCLIPPED = dict(clip=None, state_dtype="float32")
+STRIDED = dict(clip=1.0, eta=0.0)
+DETERMINISTIC = dict(clip=None, state_dtype="float64", churn=0.0)
+STOCHASTIC = DETERMINISTIC | dict(churn=40.0, churn_min=0.05, churn_max=50.0, churn_noise=1.003)
+EDM_IMAGENET, EDM_CIFAR = "edm-imagenet-64x64-cond-adm", "edm-cifar10-32x32"
+PUBLISHED = {
+    "adm64": ("adm-imagenet64", 1.0, Ancestral, 250, ANCESTRAL, None),
+    "adm128": ("adm-imagenet128", 0.5, Ancestral, 250, ANCESTRAL, "FID 2.97"),
+    "adm128_ddim25": ("adm-imagenet128", 1.25, DDIM, 25, STRIDED, "FID 5.98"),
+    "adm256": ("adm-imagenet256", 1.0, Ancestral, 250, ANCESTRAL, "FID 4.59"),
+    "adm256_ddim25": ("adm-imagenet256", 2.5, DDIM, 25, STRIDED, "FID 5.44"),
+    "adm256_uncond": ("adm-imagenet256-uncond", 10.0, Ancestral, 250, ANCESTRAL, "FID 12.00"),
+    "adm512": ("adm-imagenet512", 4.0, Ancestral, 250, ANCESTRAL, "FID 7.72"),
+    "adm512_ddim25": ("adm-imagenet512", 9.0, DDIM, 25, STRIDED, "FID 8.41"),
+    "kawar_imagenet128": ("adm-imagenet128", 1.0, Ancestral, 250, ANCESTRAL, None),
+    "edm_imagenet64_18": (EDM_IMAGENET, None, Heun, 18, DETERMINISTIC, "FID 2.54"),
+    "edm_imagenet64_36": (EDM_IMAGENET, None, Heun, 36, DETERMINISTIC, "FID 2.35"),
+    "edm_imagenet64_churn256": (EDM_IMAGENET, None, Heun, 256, STOCHASTIC, "FID 1.36"),
+    "edm_cifar10": (f"{EDM_CIFAR}-cond-vp", None, Heun, 18, DETERMINISTIC, "FID 1.79"),
+    "edm_cifar10_uncond": (f"{EDM_CIFAR}-uncond-vp", None, Heun, 18, DETERMINISTIC, "FID 1.97"),
+    "dit256": ("dit-xl2-imagenet256", 0.5, Ancestral, 250, UNCLIPPED, "FID 2.27"),
+    "dit256_samples": ("dit-xl2-imagenet256", 3.0, Ancestral, 250, UNCLIPPED, None),
+    "dit512": ("dit-xl2-imagenet512", 0.5, Ancestral, 250, UNCLIPPED, "FID 3.04"),
+}
+# Where other settings of the same network are published, its card tells another number.
+TOLD_BY_THE_CARD = {name for name in PUBLISHED if not re.search(r"ddim25|_18$|_36$", name)}
+
+
+def header(file):
+    """The comment that a file begins with, as one line."""
+    lines = (ROOT / file).read_text().splitlines()
+    return " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
+
+
+def stated(file):
+    """Values in a file by the way to them."""
+    return dict(leaves(yaml.safe_load((ROOT / file).read_text())))
+
+
+def test_every_published_setting_is_compared_with_its_source():
+    found = {Path(file).stem for file in FILES if "/published/" in file} - {"edm2"}
+    assert found == {*PUBLISHED, *(Path(file).stem for file in PRESETS)}
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "adm64",
+        "adm256_uncond",
+        "kawar_imagenet128",
+        "edm_imagenet64_18",
+        "edm_cifar10_uncond",
+        "dit512",
+        "edm2_img512_s_uncond_autog_fid",
+        "edm2_img512_xxl_interval_fid",
+        "edm2_img64_s_fid",
+    ],
+)
+def test_published_settings_are_evaluated_without_memory(setting):
+    """One of every kind: the networks take what the guidance gives them."""
+    model = of(f"published/{setting}").model
+    x = torch.zeros(2, *model.denoiser.shape, device="meta")
+    y = torch.zeros(2, dtype=torch.long, device="meta")
+    guided = Guided(model.denoiser, dict(model.guidance.items()), model.sampler.clip)
+    assert guided.predict(x, x.new_ones(2), y).denoised.shape == x.shape
+
+
+@pytest.mark.parametrize("setting", PUBLISHED)
+def test_published_settings(setting):
+    name, scale, kind, steps, arguments, expected = PUBLISHED[setting]
+    file, cli = f"configs/published/{setting}.yaml", of(f"published/{setting}")
+    assert commands(file) == [("test", "--config", file), ("predict", "--config", file)]
+    sampler, terms = cli.model.sampler, list(cli.model.guidance.values())
+    assert type(sampler) is kind and len(sampler.grid.sigmas()) - 1 == steps
+    assert {key: getattr(sampler, key) for key in arguments} == arguments
+    assert kind is not Ancestral or type(sampler.variance) is Learned
+    if isinstance(sampler.grid, RhoGrid):
+        assert (sampler.grid.sigma_min, sampler.grid.sigma_max, sampler.grid.rho) == (0.002, 80, 7)
+    else:
+        outer = cli.model.denoiser
+        levels = getattr(outer, "denoiser", outer).levels
+        assert len(levels) == 1000
+        assert (sampler.grid.levels.betas == levels.betas).all()
+    assert [term.scales for term in terms] == ([] if scale is None else [(scale,)])
+    values = stated(file)
+    assert name in values.values() and card(name).kind == "denoiser"
+    if expected is None:
+        assert "No number" in header(file) or "no number" in header(file)
+    else:
+        assert f"Expected: {expected}" in header(file)
+        assert setting not in TOLD_BY_THE_CARD or expected in card(name).result
+    assert values["data.count"] == (8 if setting == "dit256_samples" else 50_000)
+    assert all(parameter.is_meta for parameter in cli.model.denoiser.parameters())
+
+
+def test_published_labels():
+    """Drawn at random, as by the published scripts; balanced by Kawar, Ganz and Elad (2022)."""
+    other = {
+        "kawar_imagenet128": Balanced,
+        "edm_cifar10_uncond": Balanced,  # there is one class
+        "dit256_samples": Listed,
+    }
+    for setting in PUBLISHED:
+        data = of(f"published/{setting}").datamodule
+        assert type(data.labels) is other.get(setting, Random)
+    assert data.y.tolist() and of("published/edm_cifar10_uncond").datamodule.num_classes == 1
+    balanced = of("published/kawar_imagenet128").datamodule.y  # the first 1,000
+    assert balanced.bincount(minlength=1000).eq(1).all()
+
+
+def test_published_guidance_of_dit():
+    for setting, folder in (("dit256", "ema"), ("dit256_samples", "mse"), ("dit512", "ema")):
+        model = of(f"published/{setting}").model
+        (term,) = model.guidance.values()
+        assert type(term.term) is ClassifierFree and term.term.channels == 3
+        assert type(model.codec) is StableDiffusionCodec
+        path = stated(f"configs/published/{setting}.yaml")["model.codec.autoencoder.path"]
+        assert path == f"models/sd-vae-ft-{folder}"
+        assert stated(f"configs/published/{setting}.yaml")["model.codec.scaling_factor"] == 0.18215
+
+
+def merged(first, second):
+    """Mappings merge, everything else is replaced, as the command line does it."""
+    if not (isinstance(first, dict) and isinstance(second, dict)):
+        return second
+    both = {key: merged(first[key], second[key]) for key in first.keys() & second.keys()}
+    return first | second | both
+
+
+def model_of(file):
+    """The model of edm2.yaml and a file, without the rest of a command line."""
+    texts = [(ROOT / part).read_text() for part in ("configs/published/edm2.yaml", file)]
+    model = merged(*(yaml.safe_load(text)["model"] for text in texts))
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(lightning.LightningModule, "model")
+    with torch.device("meta"):
+        return parser.instantiate(parser.parse_object({"model": model})).model
+
+
+@pytest.mark.parametrize("file", PRESETS)
+def test_presets_of_edm2(file):
+    """Against what the cards tell of the networks, and that the command names edm2.yaml."""
+    (command,) = commands(file)
+    assert configs(command) == ["configs/published/edm2.yaml", file]
+    name, values, model = Path(file).stem.replace("_", "-"), stated(file), model_of(file)
+    guide = [value for key, value in values.items() if key.endswith("reference.card")]
+    network = card(values["model.denoiser.card"])
+    expected = re.search(r"Expected: ((FID|FD_DINOv2) \d+\.\d\d) ", header(file))[1]
+    if "interval" not in name:
+        weight = values.get("model.guidance.reference.weight")
+        how = f" guided by {guide[0]} at weight {weight:g}" if guide else ""
+        assert f"{expected}{how} (preset {name})" in network.result
+        assert f"Preset {name} " in header(file)
+    for term in model.guidance.values():
+        term = term.term.term if isinstance(term.term, WithinSteps) else term.term
+        assert type(term) is Reference and term.reference.metadata.path == card(guide[0]).file
+    assert len(model.guidance) == len(guide)
+    assert model.denoiser.metadata.path == network.file
+    sampler = model.sampler
+    assert (sampler.grid, sampler.churn, sampler.clip) == (RhoGrid(32), 0, None)
+    assert sampler.state_dtype == ("float64" if "interval" in name else "float32")
+    assert type(model.codec) is (EDM2Codec if "img512" in name else type(None))
+    assert all(parameter.is_meta for parameter in model.denoiser.parameters())
+    assert values["trainer.default_root_dir"] == f"runs/published/{Path(file).stem}"
+
+
+# Kynkaanniemi et al. (2024), table 1 and generate_zip.py
+@pytest.mark.parametrize(
+    ("name", "interval", "weight", "expected"),
+    [
+        ("s_interval_fid", (0.28, 2.90), 2.1, "FID 1.68"),
+        ("s_interval_dino", (0.60, 5.00), 3.2, "FD_DINOv2 46.25"),
+        ("xxl_interval_fid", (0.19, 1.61), 2.0, "FID 1.40"),
+        ("xxl_interval_dino", (0.60, 5.00), 2.9, "FD_DINOv2 29.16"),
+    ],
+)
+def test_published_intervals(name, interval, weight, expected):
+    """They publish the levels that a step begins and ends with, to two digits."""
+    file = f"configs/published/edm2_img512_{name}.yaml"
+    (term,) = model_of(file).guidance.values()
+    within, levels = term.term, RhoGrid(32).sigmas()
+    assert type(within) is WithinSteps and term.scales == (weight - 1,)
+    ends = levels[within.last + 1], levels[within.first]
+    assert ends == pytest.approx(interval, abs=0.005)
+    assert f"Expected: {expected} " in header(file)
+    assert f"steps {within.first} to {within.last} of 32" in header(file)
+
+
+def test_the_document_tells_what_is_expected():
+    rows = re.findall(
+        r"^\| `published/(\w+)\.yaml` \|(.*)", (ROOT / "docs/configs.md").read_text(), re.M
+    )
+    assert len(rows) == len(PUBLISHED) + len(PRESETS) + 1
+    for name, row in rows:
+        file = f"configs/published/{name}.yaml"
+        expected = re.search(r"Expected: ([\w ]+ \d+\.\d\d)", header(file))
+        assert expected is None or f"{expected[1]} " in row
+        told = [value for key, value in stated(file).items() if key.endswith("card")]
+        assert all(f"`{value}`" in row for value in told)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from robustness.attack_steps import AttackerStep, L2Step, LinfStep, Unconstraine
 from torch import Tensor, nn
 
 from robustguide.attacks.balls import Generators, L2Ball
-from robustguide.attacks.pgd import pgd
+from robustguide.attacks.pgd import check_best, pgd
 from robustguide.noise import expand, vp_scale
 
 
@@ -99,11 +99,13 @@ class PGD(Attack):
         random_start: Whether the first run starts at a random point of the ball.
         restarts: Further runs from random points.
         early_stop: Whether misclassified rows rest; see `pgd`.
+        keep_best: Whether rows come back as their point of largest loss; see `pgd`.
         in_training_mode: Attacks the classifier in the mode it is in rather than in eval mode, so
             with its dropout, and with batch statistics of the rows that move.
 
     Raises:
-        ValueError: For a negative, infinite or undefined size, or fewer steps than one.
+        ValueError: For a negative, infinite or undefined size, fewer steps than one, or both
+            `keep_best` and `early_stop`.
     """
 
     radius: float | Radius
@@ -113,11 +115,13 @@ class PGD(Attack):
     random_start: bool = False
     restarts: int = 0
     early_stop: bool = True
+    keep_best: bool = False
     in_training_mode: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.radius, Radius):
             _check_radius(self.radius)
+        check_best(self.keep_best, self.early_stop)
         if self.steps < 1:
             raise ValueError(f"PGD takes at least 1 step, got steps={self.steps}.")
         if self.restarts < 0:
@@ -174,6 +178,7 @@ class PGD(Attack):
                 random_start=self.random_start,
                 restarts=self.restarts,
                 early_stop=self.early_stop,
+                keep_best=self.keep_best,
                 generator=generator if self._ball_takes_generator else None,
             )
         return x + scale * (adversary_t - x_t)
@@ -195,6 +200,7 @@ class PGD(Attack):
             "random start" if self.random_start else "",
             f"{self.restarts} restarts" if self.restarts else "",
             "" if self.early_stop else "no early stop",
+            "best step" if self.keep_best else "",
             "in training mode" if self.in_training_mode else "",
         ]
         return ", ".join(part for part in parts if part)

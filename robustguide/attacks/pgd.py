@@ -34,6 +34,7 @@ def pgd(
     random_start: bool = False,
     restarts: int = 0,
     early_stop: bool = True,
+    keep_best: bool = False,
     generator: Generators = None,
 ) -> Float[Tensor, "b ..."]:
     """Maximises a per-example loss inside a ball around x.
@@ -56,14 +57,20 @@ def pgd(
             is misclassified, else the one of largest loss.
         early_stop: Whether misclassified rows rest and leave the batch, at the price of one host
             synchronisation a step. Without it every row takes every step and there is none.
+        keep_best: Whether a row comes back as its point of largest loss, the start among them,
+            rather than as its last, as `robustness` does it; at the price of one more evaluation.
+            Only without `early_stop`, where the last point is the verdict.
         generator: Given to the ball for random starts, which are drawn for the whole batch whoever
             has fallen; the ball must take `generator`. With None it decides where it draws from.
 
     Raises:
+        ValueError: For both `keep_best` and `early_stop`.
         RuntimeError: Under `torch.inference_mode`, in which nothing can be differentiated.
     """
     _refuse_inference(x)
-    ascent = _Ascent(losses, x, ball, steps, per_row(step_size, x), per_row(radius, x), early_stop)
+    check_best(keep_best, early_stop)
+    sizes = per_row(step_size, x), per_row(radius, x)
+    ascent = _Ascent(losses, x, ball, steps, *sizes, early_stop, keep_best)
     everyone = torch.arange(len(x), device=x.device)
     adversary = ascent.climb(ascent.random_point(generator) if random_start else x, everyone)
     if not restarts:
@@ -94,6 +101,7 @@ class _Ascent:
     step_size: float | Tensor
     radius: float | Tensor
     early_stop: bool
+    keep_best: bool
 
     def random_point(self, generator: Generators) -> Tensor:
         ball = self.ball if generator is None else partial(self.ball, generator=generator)
@@ -104,6 +112,7 @@ class _Ascent:
     def climb(self, start: Tensor, rows: Tensor) -> Tensor:
         """Moves the given rows of a whole batch from their starts; the others stay."""
         adversary = start.clone()
+        best = _Best(adversary, rows) if self.keep_best else None
         for _ in range(self.steps):
             with torch.enable_grad():
                 moving = adversary[rows].requires_grad_()
@@ -115,10 +124,40 @@ class _Ascent:
             if not len(rows):
                 break
             (grad,) = torch.autograd.grad(total, moving)
+            if best is not None:
+                best.see(loss.detach(), moving.detach())
             radius, step_size = _rows_of(self.radius, rows), _rows_of(self.step_size, rows)
             step: Any = self.ball(self.x[rows], radius, step_size)
             adversary[rows] = step.project(step.step(moving.detach()[kept], grad[kept]))
+        if best is not None:
+            best.see(_evaluate(self.losses, adversary[rows], rows)[0], adversary[rows])
+            adversary[rows] = best.point
         return adversary
+
+
+class _Best:
+    """The point of largest loss that every row has been at; of equal ones the first."""
+
+    def __init__(self, x: Tensor, rows: Tensor) -> None:
+        self.point = x[rows].clone()
+        self.loss: Tensor | None = None
+
+    def see(self, loss: Tensor, point: Tensor) -> None:
+        if self.loss is None:
+            self.loss = loss.clone()
+            return
+        better = loss > self.loss
+        self.point = torch.where(expand(better, point), point, self.point)
+        self.loss = torch.where(better, loss, self.loss)
+
+
+def check_best(keep_best: bool, early_stop: bool) -> None:
+    """Raises ValueError for a choice that leaves no point to return."""
+    if keep_best and early_stop:
+        raise ValueError(
+            "keep_best wants every row to take every step, and early_stop lets rows rest at their "
+            "first adversary; set early_stop: false."
+        )
 
 
 def _evaluate(losses: Losses, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -80,7 +80,7 @@ def describe(path: str | None, card: str | None) -> Metadata:
 
 
 def located(path: str | None, card: str | None) -> tuple[Path, Card | None]:
-    """The file that arguments of a loader mean, and its card where the file does not describe itself.
+    """The file that arguments of a loader mean; its card where it does not describe itself.
 
     Raises:
         FileNotFoundError: The file of a card is not there.

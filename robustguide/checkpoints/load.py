@@ -1,7 +1,7 @@
 """Reads trained modules from files, without running anything that a file holds.
 
-A file that `export` or `robustguide convert` wrote says itself what it is. A published file is read
-by its card: named, or found by the file's name.
+A file that `export` or `robustguide convert` wrote says itself what it is. A published file is
+read by its card: named, or found by the name of the file.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,17 @@
 """Classifiers of noisy images, and off-the-shelf networks that become one."""
 
+from robustguide.classifiers.clip import ZeroShot
 from robustguide.classifiers.off_the_shelf import NoiseConditioned, OffTheShelf
 from robustguide.classifiers.timed import SigmaConditioned, Timed
+from robustguide.classifiers.wrappers import Decoded, Relabelled, Resized
 
-__all__ = ["NoiseConditioned", "OffTheShelf", "SigmaConditioned", "Timed"]
+__all__ = [
+    "Decoded",
+    "NoiseConditioned",
+    "OffTheShelf",
+    "Relabelled",
+    "Resized",
+    "SigmaConditioned",
+    "Timed",
+    "ZeroShot",
+]

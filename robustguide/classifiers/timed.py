@@ -1,30 +1,50 @@
-"""Classifiers whose network is told the noise level, in the units that it was trained with."""
+"""Classifiers whose network is told the noise level, in the units that it was trained with.
+
+They take any noise level, so a classifier of the variance-preserving chain guides a denoiser of
+any other family, and the reverse:
+
+    Timed               net(x / sqrt(1 + sigma**2), t(sigma))
+    SigmaConditioned    net(x / sqrt(sigma_data**2 + sigma**2), log(sigma) / 4)
+"""
 
 import math
+from collections.abc import Sequence
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from robustguide.classifiers.shapes import known_shape
 from robustguide.interfaces import Classifier, parameter_dtype
-from robustguide.noise import DiscreteLevels, expand, vp_scale
+from robustguide.noise import Levels, expand, vp_scale
 
 
 class Timed(Classifier):
     """Reads a network of `(x_t, t)`, as ADM's classifiers are. Dhariwal and Nichol (2021).
 
+    Between two entries of a table the network is told the nearest one, or with
+    `interpolated=True` of the levels a t between them; x_t is of the level itself in either case.
+
     Args:
         net: Called as `net(x_t, t)`.
         levels: The chain that t counts.
         num_classes: Number of logits.
+        shape: Channels, height and width of its images; null asks the network.
     """
 
     conditioning = "t"
 
-    def __init__(self, net: nn.Module, levels: DiscreteLevels, num_classes: int) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        levels: Levels,
+        num_classes: int,
+        shape: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
         self.net = net
         self.levels = levels
         self.num_classes = num_classes
+        self.shape = known_shape(net, shape)
 
     def forward(
         self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"]
@@ -43,6 +63,7 @@ class SigmaConditioned(Classifier):
         num_classes: Number of logits.
         sigma_data: Standard deviation of the data, 0.5 for images in [-1, 1].
         sigma_min: Lower noise, 0 included, is told to the network as this.
+        shape: Channels, height and width of its images; null asks the network.
 
     Raises:
         ValueError: For a level that is not a positive number.
@@ -51,7 +72,12 @@ class SigmaConditioned(Classifier):
     conditioning = "sigma"
 
     def __init__(
-        self, net: nn.Module, num_classes: int, sigma_data: float = 0.5, sigma_min: float = 0.002
+        self,
+        net: nn.Module,
+        num_classes: int,
+        sigma_data: float = 0.5,
+        sigma_min: float = 0.002,
+        shape: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if not (0 < sigma_data < math.inf and 0 < sigma_min < math.inf):
@@ -63,6 +89,7 @@ class SigmaConditioned(Classifier):
         self.num_classes = num_classes
         self.sigma_data = sigma_data
         self.sigma_min = sigma_min
+        self.shape = known_shape(net, shape)
 
     def forward(
         self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"]

@@ -34,12 +34,6 @@ def run(args: list[str]) -> int:
 
     where = Path(options.folder).expanduser() if options.folder else folder()
     wanted = [card(name) for name in options.names]  # a wrong name costs no download
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-    )
     for of in wanted:
         print(f"{of.name}: {of.file}. Terms of the weights: {of.licence}.")
         path = shown(of.name, partial(fetch, of, where, options.mirror))

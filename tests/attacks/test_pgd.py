@@ -319,3 +319,28 @@ def test_our_balls_plug_into_their_loop(ours, theirs):
         found.append(robustness_loop(network, x, y, step_class, **sizes))
     assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
     assert found[0].min() >= 0 and found[0].max() <= 1
+
+
+def test_the_best_point_is_the_one_of_largest_loss_on_the_way():
+    """A step as long as the ball is wide overshoots the top of a parabola at 0.28."""
+    seen = []
+
+    def losses(x, rows):
+        seen.append((x.detach().clone(), -(x - 0.28).square().sum(-1)))
+        return seen[-1][1], torch.ones(len(rows), dtype=torch.bool)
+
+    x, y = torch.tensor([[0.0], [0.25]]), torch.arange(2)
+    best = pgd(losses, x, LinfBall, 5, 0.2, 1.0, early_stop=False, keep_best=True)
+    points, values = (torch.stack(each) for each in zip(*seen, strict=True))
+    assert len(seen) == 6  # the last point is evaluated as well
+    want = points.gather(0, values.detach().argmax(0)[None, :, None])[0]
+    assert torch.equal(best, want)
+    torch.testing.assert_close(best, torch.tensor([[0.2], [0.25]]))
+    last = pgd(losses, x, LinfBall, 5, 0.2, 1.0, early_stop=False)
+    assert (losses(last, y)[0] <= losses(best, y)[0]).all()
+    assert not torch.equal(best, last)
+
+
+def test_rows_that_rest_have_no_best_point():
+    with pytest.raises(ValueError, match=r"keep_best wants every row.*early_stop: false"):
+        pgd(lambda x, rows: (x, x), torch.zeros(1, 1), LinfBall, 1, 0.1, 0.1, keep_best=True)

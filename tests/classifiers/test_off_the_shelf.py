@@ -125,3 +125,70 @@ def test_nothing_is_left_on_the_layers_even_after_an_error():
 def test_a_layer_that_is_not_there_is_named_with_those_that_are():
     with pytest.raises(ValueError, match=r"no layer 'net.layer1'.*net\.conv, net\.head"):
         conditioned({"net.layer1": 8})
+
+
+def test_what_range_the_network_reads_is_a_mean_and_a_deviation():
+    """[0, 1] as it is, [-1, 1] as it is, and clamped before it is standardised."""
+    x = torch.tensor([-3.0, -1.0, 0.5, 1.0, 1.5]).expand(1, 3, 1, 5)
+    for mean, std, clamp, want in [
+        (0.0, 1.0, False, [-1.0, 0.0, 0.75, 1.0, 1.25]),
+        (0.5, 0.5, False, [-3.0, -1.0, 0.5, 1.0, 1.5]),
+        (0.5, 0.5, True, [-1.0, -1.0, 0.5, 1.0, 1.0]),
+        (0.25, 0.5, True, [-0.5, -0.5, 1.0, 1.5, 1.5]),
+    ]:
+        shelf = OffTheShelf(nn.Identity(), 3, [mean] * 3, [std] * 3, clamp=clamp)
+        assert_close(shelf.prepared(x), torch.tensor(want).expand(1, 3, 1, 5))
+
+
+def test_what_is_resized_is_clamped_afterwards():
+    """A cubic kernel overshoots an edge."""
+    edge = torch.ones(1, 3, 4, 12)
+    edge[..., 6:] = -1
+    arguments = {"mean": [0.0] * 3, "std": [1.0] * 3, "size": 8, "interpolation": "bicubic"}
+    free = OffTheShelf(nn.Identity(), 3, **arguments).prepared(edge)
+    clamped = OffTheShelf(nn.Identity(), 3, **arguments, clamp=True).prepared(edge)
+    assert free.max() > 1.005 and free.min() < -0.005
+    assert torch.equal(clamped, free.clamp(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("given", "shape", "yes", "no"),
+    [
+        ({}, None, [(3, 9, 9), (1, 5, 5)], [(4, 9, 9)]),
+        ({"size": 24}, (3, 24, 24), [(3, 9, 9), (1, 5, 5)], [(4, 24, 24)]),
+        ({"shape": [3, 9, 9]}, (3, 9, 9), [(3, 9, 9), (1, 9, 9)], [(3, 8, 9), (4, 9, 9)]),
+        ({"mean": [0.5], "std": [0.5]}, None, [(7, 9, 9)], []),
+        ({"mean": [0.5], "std": [0.5], "size": 8}, None, [(7, 9, 9)], []),
+    ],
+    ids=["free", "resizing", "fixed", "any channels", "any channels resized"],
+)
+def test_which_images_are_read(given, shape, yes, no):
+    shelf = OffTheShelf(Small(), 5, **given)
+    assert shelf.shape == shape
+    assert all(map(shelf.reads, yes)) and not any(map(shelf.reads, no))
+    conditioned = NoiseConditioned(shelf, linear_levels(), {"net.conv": 8})
+    assert conditioned.shape == shape
+    assert all(map(conditioned.reads, yes)) and not any(map(conditioned.reads, no))
+
+
+def test_grey_images_are_shown_in_all_channels():
+    net, x = Small(), torch.rand(2, 1, 8, 8)
+    shelf = OffTheShelf(net, 5)
+    shelf(x, torch.zeros(2))
+    seen = net.seen
+    shelf(x.repeat(1, 3, 1, 1), torch.zeros(2))
+    assert torch.equal(seen, net.seen)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"size": 0}, "at least 1"),
+        ({"size": 8, "shape": [3, 8, 8]}, "Give one of them"),
+        ({"shape": [3, 8]}, "three positive integers"),
+        ({"shape": [3, 8, -8]}, "three positive integers"),
+    ],
+)
+def test_sizes_that_cannot_be(given, message):
+    with pytest.raises(ValueError, match=message):
+        OffTheShelf(Small(), 5, **given)

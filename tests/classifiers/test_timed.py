@@ -9,7 +9,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from robustguide.classifiers import OffTheShelf, SigmaConditioned, Timed
-from robustguide.noise import expand, linear_levels
+from robustguide.nets import MLP, EncoderUNet
+from robustguide.noise import ContinuousLevels, cosine_levels, expand, linear_levels
 
 
 class ChainClassifier(nn.Module):
@@ -89,3 +90,74 @@ def test_each_says_what_it_is_told():
 def test_levels_that_are_none_are_refused(name, value):
     with pytest.raises(ValueError, match="must be positive numbers"):
         SigmaConditioned(nn.Identity(), 3, **{name: value})
+
+
+class Sees(nn.Module):
+    def forward(self, x, told):
+        self.x, self.told = x, told
+        return x.flatten(1)
+
+
+def test_between_two_entries_the_net_is_told_a_t_between_them():
+    """Of a level at a known share of the way in log sigma; the image is scaled by the level."""
+    share = torch.tensor([0.0, 0.25, 0.5, 0.9])
+    for levels in (linear_levels(interpolated=True), cosine_levels(50, interpolated=True)):
+        log_sigmas = torch.tensor(levels.sigmas).log()
+        at = torch.tensor([3, 20, 41, 7])
+        sigma = (log_sigmas[at] * (1 - share) + log_sigmas[at + 1] * share).exp()
+        net, x = Sees(), torch.ones(4, 1, 2, 2, dtype=torch.float64)
+        Timed(net, levels, 4)(x, sigma)
+        assert_close(net.told, at + share, rtol=0, atol=1e-4)
+        assert_close(net.x[:, 0, 0, 0], (1 + sigma**2) ** -0.5)
+
+
+def test_the_nearest_entry_is_told_unless_levels_say_otherwise():
+    levels, net = linear_levels(), Sees()
+    sigma = torch.tensor(levels.sigmas[[40, 41]]).mean()[None] * torch.tensor([0.999, 1.001])
+    Timed(net, levels, 4)(torch.ones(2, 1, 2, 2, dtype=torch.float64), sigma)
+    assert net.told.tolist() == [40, 41]
+    assert_close(net.x[:, 0, 0, 0], (1 + sigma**2) ** -0.5)
+
+
+def test_levels_beyond_the_table_are_told_as_its_ends():
+    levels, net = linear_levels(interpolated=True), Sees()
+    Timed(net, levels, 4)(torch.ones(3, 1, 2, 2), torch.tensor([0.0, 1e-4, 1e4]))
+    assert net.told.tolist() == [0, 0, 999]
+
+
+def test_a_network_of_the_continuous_process_is_told_its_time():
+    net = Sees()
+    Timed(net, ContinuousLevels(), 4)(torch.ones(1, 1, 2, 2), torch.tensor([1.0]))
+    # 1 + sigma^2 = exp(9.95 t^2 + 0.1 t) is 2 at t = 0.2589...
+    t = net.told.item() / 999
+    assert 9.95 * t**2 + 0.1 * t == pytest.approx(math.log(2), rel=1e-6)
+
+
+ENCODER = {"image_size": 16, "in_channels": 2, "model_channels": 32, "out_channels": 3}
+
+
+@pytest.mark.parametrize("wrap", ["timed", "sigma"])
+@pytest.mark.parametrize(
+    ("net", "given", "shape"),
+    [
+        (lambda: MLP([1, 5, 4], num_logits=3, width=8, depth=1), None, (1, 5, 4)),
+        (lambda: EncoderUNet(**ENCODER, num_res_blocks=1, attention_resolutions=[],
+                             channel_mult=[1]), None, (2, 16, 16)),
+        (Sees, None, None),
+        (Sees, [3, 8, 6], (3, 8, 6)),
+        (lambda: MLP([1, 5, 4], num_logits=3, width=8, depth=1), [1, 4, 5], (1, 4, 5)),
+    ],
+    ids=["mlp", "encoder", "unknown", "given", "given instead"],
+)  # fmt: skip
+def test_the_images_that_a_network_was_made_for(wrap, net, given, shape):
+    if wrap == "timed":
+        classifier = Timed(net(), linear_levels(), 3, shape=given)
+    else:
+        classifier = SigmaConditioned(net(), 3, shape=given)
+    assert classifier.shape == shape
+    assert classifier.reads((3, 8, 6)) == (shape in (None, (3, 8, 6)))
+
+
+def test_a_shape_that_is_none_is_refused():
+    with pytest.raises(ValueError, match=r"three positive integers, got \[3, 0, 6\]"):
+        Timed(Sees(), linear_levels(), 3, shape=[3, 0, 6])

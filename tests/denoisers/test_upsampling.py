@@ -42,7 +42,7 @@ def test_the_network_sees_the_small_image_beside_the_noisy_one(upsampler):
 
 def test_every_branch_sees_its_own_small_image(upsampler):
     """Guidance evaluates both labels in one batch; row i stays beside small image i."""
-    x, _, y, small = inputs(3)
+    _, _, y, small = inputs(3)
     sampler = Ancestral(ChainGrid(linear_levels(), "5"), variance=Learned(), clip=1.0)
     free = {"free": Scaled(ClassifierFree(), scale=0.5)}
     together = sample(

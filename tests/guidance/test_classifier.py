@@ -2,15 +2,16 @@
 
 import pytest
 import torch
-from oracles import ExactClassifier, ExactDenoiser, Mixture, noisy, plane, tilted
+from oracles import ExactClassifier, ExactDenoiser, Mixture, no_noise, noisy, plane, tilted
 from torch import nn
 from torch.testing import assert_close
 
-from robustguide.classifiers import Timed
-from robustguide.denoisers import Unconditional
+from robustguide.classifiers import SigmaConditioned, Timed
+from robustguide.denoisers import EpsDenoiser, Unconditional
 from robustguide.guidance import ClassifierFree, ClassifierGuidance, Guided, Scaled, Within
 from robustguide.interfaces import Classifier
-from robustguide.noise import linear_levels
+from robustguide.noise import ChainGrid, RhoGrid, expand, linear_levels
+from robustguide.samplers import DDIM, Heun
 
 SIGMAS = [0.05, 0.3, 1.0, 5.0, 50.0]
 POINT = torch.tensor([[1.0, 0.5]], dtype=torch.float64).reshape(1, 1, 1, 2)
@@ -189,3 +190,88 @@ def test_the_classifier_keeps_its_mode_and_gathers_no_gradients():
         result = guided(x, sigma, y)
     assert not result.requires_grad
     assert all(p.grad is None and p.requires_grad for p in classifier.parameters())
+
+
+class ChainNet(nn.Module):
+    """What is exact of a mixture in the chain's units, at any t between the table's entries."""
+
+    def __init__(self, mixture, levels):
+        super().__init__()
+        self.mixture, self.log_sigmas = mixture, torch.tensor(levels.sigmas).log()
+
+    def sigma_and_x(self, x_t, t):
+        below = t.long().clamp(max=len(self.log_sigmas) - 2)
+        low, high = self.log_sigmas[below], self.log_sigmas[below + 1]
+        sigma = (low + (t - below) * (high - low)).exp()
+        return sigma, x_t * expand((1 + sigma**2).sqrt(), x_t)
+
+
+class ChainClassifier(ChainNet):
+    def forward(self, x_t, t):
+        sigma, x = self.sigma_and_x(x_t, t)
+        return self.mixture.log_joint(x, sigma)
+
+
+class ChainEps(ChainNet):
+    def forward(self, x_t, t, y):
+        sigma, x = self.sigma_and_x(x_t, t)
+        return -expand(sigma, x) * self.mixture.score(x, sigma, y)
+
+
+class EDMClassifier(nn.Module):
+    """The exact classifier with the inputs of an EDM network."""
+
+    def __init__(self, mixture):
+        super().__init__()
+        self.mixture = mixture
+
+    def forward(self, inputs, noise):
+        sigma = (4 * noise.double()).exp()
+        x = inputs * expand((sigma**2 + 0.25).sqrt(), inputs)
+        return self.mixture.log_joint(x, sigma)
+
+
+def of_the_chain(mixture, interpolated):
+    """A denoiser and a classifier of the variance-preserving chain."""
+    levels = linear_levels(interpolated=interpolated)
+    denoiser = EpsDenoiser(ChainEps(mixture, levels), levels, len(mixture), mixture.shape)
+    return denoiser, Timed(ChainClassifier(mixture, levels), levels, len(mixture))
+
+
+def conditional_by_guidance(denoiser, classifier, sampler):
+    """One evaluation at each level of a run, and whole runs: guided, and what they should be."""
+    terms = {"c": ClassifierGuidance(classifier)}
+    x, sigma, y = noisy(tilted(), sampler.grid.sigmas()[:-1])
+    once = Guided(Unconditional(denoiser), terms)(x, sigma, y), denoiser(x, sigma, y)
+    start = sampler.start(
+        torch.randn(x.shape, generator=torch.Generator().manual_seed(0)), denoiser
+    )
+    guided = sampler(Unconditional(denoiser), terms, start, y, no_noise)
+    return once, (guided, sampler(denoiser, {}, start, y, no_noise))
+
+
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # t and log(sigma) / 4 are told in float32
+EDM_GRID = RhoGrid(steps=12, sigma_min=0.02, sigma_max=80.0)
+
+
+def test_a_classifier_of_the_chain_guides_a_denoiser_of_another_family():
+    """At the levels of an EDM run, which lie between the entries of the chain's table."""
+    mixture = tilted()
+    sampler = Heun(grid=EDM_GRID, state_dtype="float64")
+    _, classifier = of_the_chain(mixture, interpolated=True)
+    once, run = conditional_by_guidance(ExactDenoiser(mixture), classifier, sampler)
+    assert_close(*once, **CLOSE)
+    assert_close(*run, rtol=0, atol=1e-4)
+    _, nearest = of_the_chain(mixture, interpolated=False)
+    once, _ = conditional_by_guidance(ExactDenoiser(mixture), nearest, sampler)
+    assert 1e-4 < (once[0] - once[1]).abs().max() < 0.05  # a neighbouring t is near, no more
+
+
+def test_a_classifier_of_another_family_guides_a_denoiser_of_the_chain():
+    mixture = tilted()
+    sampler = DDIM(grid=ChainGrid(linear_levels(), "12"), state_dtype="float64")
+    denoiser, _ = of_the_chain(mixture, interpolated=False)
+    classifier = SigmaConditioned(EDMClassifier(mixture), len(mixture))
+    once, run = conditional_by_guidance(denoiser, classifier, sampler)
+    assert_close(*once, **CLOSE)
+    assert_close(*run, rtol=0, atol=1e-4)
