@@ -6,7 +6,7 @@ from pathlib import Path
 from robustguide.machine.finding import Finding
 from robustguide.machine.packages import is_safe
 
-WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".pkl", ".bin")
 
 
 def data_sets(roots: Sequence[str]) -> Iterator[Finding]:
@@ -86,14 +86,19 @@ def checkpoints(roots: Sequence[str]) -> Iterator[Finding]:
 def checkpoint(file: Path) -> Finding:
     """What a file of weights says about itself; its tensors are not read."""
     from robustguide.checkpoints import read_metadata
+    from robustguide.checkpoints.cards import card_of_file
     from robustguide.checkpoints.metadata import KEY, opened
 
+    if (of := card_of_file(file)) is not None:
+        return Finding("weights", str(file), f"published {of.kind}, card {of.name}")
     if file.suffix != ".safetensors":
-        return Finding("weights", str(file), "may carry code, so guidance does not load it")
+        value = "no card has its name, so guidance loads it only with one"
+        return Finding("weights", str(file), value)
     try:
         with opened(file) as tensors:
             if KEY not in (tensors.metadata() or {}):
-                return Finding("weights", str(file), "tensors of another project")
+                what = "sampled images" if "pixels" in tensors.keys() else "tensors that do not say of what"
+                return Finding("weights", str(file), what)
         found = read_metadata(file)
     except (ValueError, OSError) as error:
         return Finding("weights", str(file), "cannot be read", str(error))

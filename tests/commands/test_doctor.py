@@ -130,11 +130,15 @@ def test_weights_say_what_they_are(tmp_path):
     save_file(tensors, tmp_path / "b.safetensors")
     (tmp_path / "c.safetensors").write_bytes(b"cut")
     (tmp_path / "d.ckpt").touch()
+    (tmp_path / "64x64_diffusion.pt").touch()
+    save_file({"pixels": torch.zeros(1)}, tmp_path / "samples.safetensors")
     found = {each.name.rpartition("/")[2]: each for each in stock.checkpoints([str(tmp_path)])}
     assert found["a.safetensors"].value == "classifier, 2 classes, 1 x 8 x 8, ema weights"
-    assert found["b.safetensors"].value == "tensors of another project"
+    assert found["b.safetensors"].value == "tensors that do not say of what"
+    assert found["samples.safetensors"].value == "sampled images"
+    assert found["64x64_diffusion.pt"].value == "published denoiser, card adm-imagenet64"
     assert found["c.safetensors"].is_fault and "3 bytes" in found["c.safetensors"].repair
-    assert not found["d.ckpt"].repair and len(found) == 4
+    assert not found["d.ckpt"].repair and len(found) == 6
 
 
 def test_a_folder_that_was_named_and_is_not_there_is_a_fault(tmp_path):

@@ -6,9 +6,10 @@ from torch.nn import functional as F
 
 from robustguide.checkpoints import build, load_denoiser
 from robustguide.data import Images
-from robustguide.denoisers import EDMDenoiser, EpsDenoiser
+from robustguide.denoisers import EDM2Denoiser, EDMDenoiser, EpsDenoiser
 from robustguide.interfaces import Denoiser, Prediction
 from robustguide.modules import Denoising
+from robustguide.nets import EDM2UNet
 from robustguide.noise import LogNormal, UniformT, linear_levels
 from robustguide.samplers.seeds import mixed
 
@@ -144,3 +145,24 @@ def test_labels_are_dropped_only_for_a_null_label(noise):
 def test_other_data_than_the_denoiser_knows(spy, message, noise, tmp_path):
     with pytest.raises(ValueError, match=message):
         tiny.trainer(tmp_path).fit(Denoising(spy, noise), datamodule=Images(batch_size=32))
+
+
+def test_edm2_weighs_its_loss_by_what_it_learns():
+    """Every parameter has a gradient, the log-variance too. Karras et al. (2024), eq. 21."""
+    torch.manual_seed(0)
+    net = EDM2UNet(8, 1, 3, model_channels=8, channel_mult=[1], num_blocks=1, attn_resolutions=[])
+    denoiser = EDM2Denoiser(net, 3, (1, 8, 8), logvar_channels=4)
+    for name in ("logvar_linear.weight", "net.out_gain"):
+        denoiser.get_parameter(name).data.fill_(0.5)
+    module = Denoising(denoiser, LogNormal(), label_dropout=0.0)
+    x_0, noise = torch.randn(2, 4, 1, 8, 8)
+    y, sigma = torch.arange(4) % 3, torch.linspace(0.1, 3, 4)
+    loss = module.loss(x_0, y, sigma, noise)
+    loss.backward()
+    assert all(p.grad is not None for p in module.parameters())
+    assert denoiser.get_parameter("logvar_linear.weight").grad.abs().amax() > 0
+    with torch.no_grad():
+        x = x_0 + sigma[:, None, None, None] * noise
+        error = (denoiser(x, sigma, y) - x_0).square().flatten(1).mean(1)
+        weight, u = (sigma**2 + 0.25) / (sigma * 0.5) ** 2, denoiser.log_variance(sigma)
+    torch.testing.assert_close(loss, (weight * error / u.exp() + u).mean())
