@@ -54,7 +54,9 @@ class Recorder:
                 self.places.insert(at, (tensor.data_ptr() + tensor.nbytes, name, key))
             if is_result(key):
                 self.known.add((name, key))
-                self.values[content(tensor)] = name, key
+                rows = tensor if tensor.ndim > 1 and len(tensor) <= 64 else ()
+                for each in (*rows, tensor):
+                    self.values[content(each)] = name, key
         self.kept.append(tensors)
 
     def place(self, tensor):
@@ -63,7 +65,7 @@ class Recorder:
             return None
         at = bisect_right(self.starts, tensor.data_ptr()) - 1
         if at < 0 or tensor.data_ptr() >= self.places[at][0]:
-            return self.values.get(content(tensor))  # one of another type, perhaps
+            return self.values.get(content(tensor))  # of another type, perhaps
         _, name, key = self.places[at]
         return (name, key) if is_result(key) else None
 

@@ -21,7 +21,13 @@ def test_every_kind_of_network_is_among_the_rows():
     for family in ("gd_unet", "gd_classifier", "kawar", "edm_dhariwal", "edm_song", "edm_vp"):
         assert any(name.startswith(family) for name in goldens), family
     expected = {"edm_ve_song_ncsnpp", "edm_iddpm_dhariwal", "edm2_main", "edm2_samplers", "dit_a"}
-    expected |= {"edm_pickle", "edm2_pickle", "robustness_cifar_style", "edm_samplers", "k_samplers"}
+    expected |= {
+        "edm_pickle",
+        "edm2_pickle",
+        "robustness_cifar_style",
+        "edm_samplers",
+        "k_samplers",
+    }
     assert expected <= goldens
 
 
@@ -39,6 +45,7 @@ def test_the_command_writes_the_document(tmp_path):
     assert max(rows.values()) < 1
     for mark in ("unseen", "files"):
         end = f"<!-- end of {mark} -->"
-        assert written.partition(f"<!-- {mark} -->")[2].partition(end)[0] == documented.partition(
-            f"<!-- {mark} -->"
-        )[2].partition(end)[0]
+        assert (
+            written.partition(f"<!-- {mark} -->")[2].partition(end)[0]
+            == documented.partition(f"<!-- {mark} -->")[2].partition(end)[0]
+        )
