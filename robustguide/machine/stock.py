@@ -97,7 +97,8 @@ def checkpoint(file: Path) -> Finding:
     try:
         with opened(file) as tensors:
             if KEY not in (tensors.metadata() or {}):
-                what = "sampled images" if "pixels" in tensors.keys() else "tensors that do not say of what"
+                has_pixels = "pixels" in tensors.keys()
+                what = "sampled images" if has_pixels else "tensors that do not say of what"
                 return Finding("weights", str(file), what)
         found = read_metadata(file)
     except (ValueError, OSError) as error:
