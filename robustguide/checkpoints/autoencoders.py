@@ -4,6 +4,7 @@ The folder of a whole Stable Diffusion is taken too; its autoencoder lies in `va
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from robustguide.checkpoints.metadata import Metadata, opened
 from robustguide.checkpoints.mismatch import listed, mismatches, shapes_of
-from robustguide.codecs import KLAutoencoder, StableDiffusionCodec
+from robustguide.codecs import EDM2Codec, KLAutoencoder, KLCodec, StableDiffusionCodec
 
 CONFIG = "config.json"
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
@@ -101,6 +102,27 @@ def autoencoder_tensors(path: str) -> dict[str, Tensor]:
         )
     with opened(found[0]) as file:
         return {named_here(name): file.get_tensor(name).float() for name in file.keys()}
+
+
+def sd_to_ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a published autoencoder as those of a codec at Stable Diffusion's scale."""
+    return _at_scale(tensors, StableDiffusionCodec)
+
+
+def edm2_to_ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a published autoencoder as those of a codec at the scale of EDM2."""
+    return _at_scale(tensors, EDM2Codec)
+
+
+def _at_scale(tensors: Mapping[str, Tensor], codec: type[KLCodec]) -> dict[str, Tensor]:
+    """Renamed, and beside them the scale, which the published file does not hold."""
+    quantised = tensors.get("post_quant_conv.weight")
+    channels = 4 if quantised is None else quantised.shape[1]
+    with torch.device("meta"):
+        small = KLAutoencoder(latent_channels=channels, block_out_channels=[32])
+    scales = codec(small)
+    named = {f"autoencoder.{named_here(name)}": x.float() for name, x in tensors.items()}
+    return {**named, "scale": scales.scale, "shift": scales.shift}
 
 
 def named_here(name: str) -> str:

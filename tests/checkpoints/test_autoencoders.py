@@ -1,13 +1,23 @@
 """Autoencoders from folders in the layout of diffusers, and codecs from files of ours."""
 
 import json
+from dataclasses import replace
 
 import latent
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from robustguide.checkpoints import build, export, load_autoencoder, load_codec, portable
+from robustguide.checkpoints import (
+    build,
+    cards,
+    export,
+    load_autoencoder,
+    load_codec,
+    portable,
+)
+from robustguide.checkpoints.autoencoders import describe_folder
+from robustguide.checkpoints.convert import convert
 from robustguide.codecs import EDM2Codec, KLAutoencoder, KLCodec, StableDiffusionCodec
 from robustguide.data import fingerprint
 
@@ -30,6 +40,29 @@ def test_a_folder_is_read_as_the_library_reads_it(tmp_path, is_old):
         torch.testing.assert_close(codec.decode(found.mean * 0.18215), decoded)
     assert not codec.training and not any(p.requires_grad for p in codec.parameters())
     assert codec.metadata.kind == "codec" and codec.metadata.shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"), [("sd-vae-ft-mse", StableDiffusionCodec), ("edm2-vae", EDM2Codec)]
+)
+def test_the_file_alone_is_read_by_its_card(tmp_path, monkeypatch, name, codec):
+    """At the scale of the card, which the file does not tell; the same as from the folder."""
+    path = latent.folder(tmp_path / "vae", latent_channels=4)
+    tensors = latent.autoencoder(latent_channels=4).net.state_dict()
+    file = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    save_file(tensors, file)
+    of = cards()[name]
+    arguments = describe_folder(path).specification["init_args"]["autoencoder"]["init_args"]
+    autoencoder = of.specification["init_args"]["autoencoder"] | {"init_args": arguments}
+    described = of.specification | {"init_args": {"autoencoder": autoencoder}}
+    small = replace(of, specification=described, shape=(1, 8, 8), parameters=None)
+    monkeypatch.setitem(cards(), name, small)
+    read = load_codec(str(file), card=name)
+    wanted, images = codec(load_autoencoder(path)), latent.images()
+    assert type(read) is codec
+    assert torch.equal(read.encode(images), wanted.encode(images))
+    converted = convert(small, file, tmp_path / "codec.safetensors")
+    assert torch.equal(load_codec(str(converted)).encode(images), wanted.encode(images))
 
 
 def test_the_scale_of_the_config(tmp_path):

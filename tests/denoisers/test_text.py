@@ -1,18 +1,24 @@
 """Text-to-image models: a tiny pipeline in the published layout, against its own library."""
 
 import json
+import re
 import shutil
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
+import tiny
 import torch
+import yaml
+from PIL import Image
 from torch.testing import assert_close
 
 from robustguide.denoisers import EpsDenoiser, VDenoiser, load_text_to_image
 from robustguide.denoisers.text import published_grid
 from robustguide.guidance import ClassifierFree, Scaled
 from robustguide.noise import StridedGrid
-from robustguide.samplers import DDIM
+from robustguide.samplers import DDIM, SeededNoise
 
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
@@ -333,3 +339,42 @@ def test_half_precision(folder):
     got = denoiser.bfloat16()(x, sigma, y)
     assert got.dtype == torch.float32
     assert (got - want).norm() < 0.02 * want.norm()
+
+
+def test_the_documented_configuration_makes_the_librarys_images(written, tmp_path):
+    """The one of docs/checkpoints.md, with this folder and its prompts, by the command line."""
+    folder, pipeline = written
+    document = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text()
+    blocks = re.findall(r"^```yaml\n(.*?)^```", document, re.MULTILINE | re.DOTALL)
+    (block,) = [each for each in blocks if "load_text_to_image" in each]
+    model = yaml.safe_load(block.replace("models/stable-diffusion-v1-5", folder))
+    model["denoiser"]["init_args"] |= {"prompts": PROMPTS, "negative_prompt": NEGATIVE}
+    model["sampler"]["init_args"]["grid"]["init_args"]["steps"] = 10
+    seeds = {
+        "count": 2,
+        "num_classes": 2,
+        "batch_size": 2,
+        "labels": {"class_path": "robustguide.data.Balanced"},
+    }
+    config = {
+        "model": {"class_path": "robustguide.modules.Generation", "init_args": model},
+        "data": {"class_path": "robustguide.data.SeedData", "init_args": seeds},
+        "trainer": {
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_progress_bar": False,
+            "callbacks": [{"class_path": "robustguide.callbacks.SampleWriter"}],
+        },
+    }
+    tiny.run(tmp_path / "run", "predict", config)
+    files = sorted((tmp_path / "run" / "images").glob("*.png"))
+    found = torch.stack([torch.from_numpy(np.array(Image.open(file))) for file in files])
+
+    denoiser = load_text_to_image(folder, PROMPTS, NEGATIVE)
+    pipeline.scheduler = diffusers.DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+    start = SeededNoise([0, 1]).draw(denoiser.shape, torch.device("cpu"))
+    wanted = pipeline(
+        PROMPTS, negative_prompt=[NEGATIVE] * 2, latents=start, num_inference_steps=10,
+        guidance_scale=7.5, output_type="np",
+    ).images  # fmt: skip
+    assert_close(found.float() / 255, torch.from_numpy(wanted), rtol=0, atol=1.5 / 255)
