@@ -96,7 +96,7 @@ def load_weights(module: nn.Module, path: str, specification: Specification | No
     card = None if is_safetensors(path) else card_of_file(path)
     if card is not None:
         tensors = official(card, Path(path))
-        _refuse(shapes_from(tensors), shapes_of(module), path, "module")
+        _refuse(shapes_from(tensors), shapes_of(module), path, "the module")
         module.load_state_dict(tensors)
         return
     wrong = mismatches(shapes_in(path), shapes_of(module), ("file", "module"))
@@ -170,14 +170,15 @@ def _load(path: str | None, card: str | None, kind: str, trust: Sequence[str], d
     metadata = read_metadata(file) if found is None else described(found, file)
     _check_kind(metadata, kind)
     # On the meta device first: a file cannot ask for more memory than it has tensors to fill.
-    shapes = shapes_of(outline(metadata.specification, trust))
+    needed = outline(metadata.specification, trust)
     if found is None:
-        _refuse(shapes_in(file), shapes, str(file), "specification", metadata.versions)
+        _refuse(shapes_in(file), shapes_of(needed), str(file), versions=metadata.versions)
         with opened(file) as content:  # mapped from the disk, and so after it is closed
             tensors = {name: content.get_tensor(name) for name in content.keys()}
     else:
         tensors = official(found, file)
-        _refuse(shapes_from(tensors), shapes, str(file), f"card {found.name!r}")
+        _refuse(shapes_from(tensors), shapes_of(needed), str(file), f"the card {found.name!r}")
+    _refuse_types(tensors, needed, str(file))
     module = filled(metadata.specification, tensors, trust)
     if not isinstance(module, KINDS[kind]) or _num_classes(module) != metadata.num_classes:
         raise ValueError(
@@ -208,16 +209,36 @@ def _check_kind(metadata: Metadata, kind: str) -> None:
 
 
 def _refuse(
-    given: Shapes, needed: Shapes, path: str, what: str, versions: dict[str, str] | None = None
+    given: Shapes,
+    needed: Shapes,
+    path: str,
+    what: str = "its own specification",
+    versions: dict[str, str] | None = None,
 ) -> None:
-    if wrong := mismatches(given, needed, ("file", what)):
-        why = f"It was written with {versions}, and is" if versions else "It is"
-        raise ValueError(
-            f"The tensors of {path} do not fit its own specification: {listed(wrong)}. {why} "
-            "damaged or needs these versions."
+    """Raises ValueError where names or shapes differ."""
+    if wrong := mismatches(given, needed, ("file", what.split()[-1] if versions else what)):
+        repair = (
+            f"It was written with {versions}, and is damaged or needs these versions."
             if versions
-            else f"The tensors of {path} do not fit the {what}: {listed(wrong)}. Name another "
-            "card, or get the file again."
+            else "Name another card, or get the file again."
+        )
+        raise ValueError(f"The tensors of {path} do not fit {what}: {listed(wrong)}. {repair}")
+
+
+def _refuse_types(tensors: Mapping[str, Tensor], needed: nn.Module, path: str) -> None:
+    """Raises ValueError for whole numbers in place of weights, or the reverse.
+
+    Precision is the file's: weights of float16 stay float16.
+    """
+    wrong = [
+        f"{name}: file {tensors[name].dtype}, network {own.dtype}"
+        for name, own in needed.state_dict().items()
+        if tensors[name].is_floating_point() != own.is_floating_point()
+    ]
+    if wrong:
+        raise ValueError(
+            f"The tensors of {path} are of another type than its network's: {listed(wrong)}. Get "
+            "the file again, or save the network's own state."
         )
 
 

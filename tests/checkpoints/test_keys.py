@@ -62,6 +62,17 @@ def test_there_and_back(small):
     assert all(back[name] is tensor for name, tensor in TENSORS.items())
 
 
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_whole_numbers_are_no_weights(small, tmp_path, suffix):
+    tensors = dict(TENSORS) | {"leave.bias": torch.zeros(3, dtype=torch.int32)}
+    path = tmp_path / f"small.{suffix}"
+    torch.save(tensors, path) if suffix == "pt" else save_file(tensors, path)
+    with pytest.raises(
+        ValueError, match=r"leave\.bias: file torch\.int32, network torch\.float32"
+    ):
+        load_classifier(str(path))
+
+
 names = st.text(string.ascii_letters + string.digits + "._-", min_size=1, max_size=30)
 changes = st.lists(
     st.tuples(st.sampled_from(CHANGES), st.integers(0, len(TENSORS) - 1), names), max_size=4
@@ -86,7 +97,7 @@ def changed(edits):
                 case "type":
                     tensors[victim] = value.to(torch.int32)
                 case "nan":
-                    tensors[victim] = torch.full_like(value, float("nan"))
+                    tensors[victim] = torch.full_like(value.float(), float("nan"))
                 case "empty":
                     tensors[victim] = value[:0].clone()
     same = sorted(tensors) == sorted(TENSORS) and all(
