@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 
+import latent
 import pytest
 import tiny
 import torch
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from torch.multiprocessing import ProcessRaisedException
 
 from robustguide import load_classifier
+from robustguide.checkpoints import load_codec
 from robustguide.data import Digits
 from robustguide.data.batches import training_batches
 from robustguide.noise import LogNormal
@@ -192,3 +194,16 @@ def test_processes_that_lightning_starts_itself(runs, tmp_path, json_of):
     assert done.returncode == 0, done.stderr
     tiny.run(tmp_path / "one", "test", generation(runs, count=21))
     check_same(json_of(tmp_path / "one"), json_of(tmp_path / "two"))
+
+
+@pytest.mark.filterwarnings("ignore:Grad strides do not match")  # of convolutions of one pixel
+def test_the_scale_of_latents_is_measured_over_both(tmp_path):
+    """The weights rest (their learning rate is 0), so the latents are the same."""
+    model = tiny.spec("modules.Autoencoding", codec=latent.codec_spec(), optimizer=tiny.adamw(0.0))
+    config = tiny.merged(tiny.TRAINING, SHORT, {"model": model})
+    one, two = (
+        load_codec(str(folder / "codec.safetensors")) for folder in both(tmp_path, "fit", config)
+    )
+    assert one.scale.tolist() != [1, 1] and one.shift.tolist() != [0, 0]
+    torch.testing.assert_close(two.scale, one.scale, rtol=1e-6, atol=0)
+    torch.testing.assert_close(two.shift, one.shift, rtol=1e-5, atol=1e-6)

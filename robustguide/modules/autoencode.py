@@ -145,8 +145,7 @@ class Autoencoding(LightningModule):
             sums[:d] += mean.sum((0, 2, 3))
             sums[d:-1] += (mean.square() + std.square()).sum((0, 2, 3))
             sums[-1] += mean[:, 0].numel()
-        gathered: Any = self.all_gather(sums)  # one row a process
-        total = gathered.reshape(-1, len(sums)).sum(0)
+        total: Any = trained.strategy.reduce(sums, reduce_op="sum")  # over the processes
         mean = total[:d] / total[-1]
         std = (total[d:-1] / total[-1] - mean.square()).sqrt()
         self.codec.scale.copy_(self.latent_std / std)
