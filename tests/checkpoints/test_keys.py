@@ -17,7 +17,7 @@ DESCRIBED = {
     "init_args": {
         "net": {
             "class_path": "robustguide.nets.MLP",
-            "init_args": {"shape": [1, 2, 2], "num_logits": 3, "width": 4},
+            "init_args": {"shape": [1, 2, 2], "num_logits": 3, "width": 4, "depth": 1},
         },
         "levels": {"class_path": "robustguide.noise.linear_levels", "init_args": {}},
         "num_classes": 3,
