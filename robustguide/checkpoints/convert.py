@@ -5,9 +5,8 @@ from pathlib import Path
 from robustguide.checkpoints.cards import Card, folder
 from robustguide.checkpoints.description import described
 from robustguide.checkpoints.export import write
-from robustguide.checkpoints.load import official, outline, shapes_from
+from robustguide.checkpoints.load import fitting, outline
 from robustguide.checkpoints.metadata import sha256_of
-from robustguide.checkpoints.mismatch import listed, mismatches, shapes_of
 
 
 def convert(card: Card, path: str | Path, output: str | Path | None = None) -> Path:
@@ -28,13 +27,7 @@ def convert(card: Card, path: str | Path, output: str | Path | None = None) -> P
     """
     source = Path(path).expanduser()
     target = folder() / card.converted if output is None else Path(output).expanduser()
-    tensors = official(card, source)
-    needed = shapes_of(outline(card.specification))
-    if wrong := mismatches(shapes_from(tensors), needed, ("file", "card")):
-        raise ValueError(
-            f"The tensors of {source} do not fit card {card.name!r} ({card.file}): "
-            f"{listed(wrong)}. Name another card, or get the file again."
-        )
+    tensors = fitting(card, source, outline(card.specification))
     metadata = described(card, source)
     metadata.extra["file_sha256"] = sha256_of(source)
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}

@@ -129,6 +129,19 @@ def official(card: Card, file: Path) -> dict[str, Tensor]:
         ) from error
 
 
+def fitting(card: Card, file: Path, needed: nn.Module) -> dict[str, Tensor]:
+    """As `official`, and all that the card's module needs.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: A file that cannot be read safely, or whose tensors are not the module's.
+    """
+    tensors = official(card, file)
+    _refuse(shapes_from(tensors), shapes_of(needed), str(file), f"the card {card.name!r}")
+    _refuse_types(tensors, needed, str(file))
+    return tensors
+
+
 def shapes_from(tensors: Mapping[str, Tensor]) -> Shapes:
     """Shapes by name."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -175,10 +188,9 @@ def _load(path: str | None, card: str | None, kind: str, trust: Sequence[str], d
         _refuse(shapes_in(file), shapes_of(needed), str(file), versions=metadata.versions)
         with opened(file) as content:  # mapped from the disk, and so after it is closed
             tensors = {name: content.get_tensor(name) for name in content.keys()}
+        _refuse_types(tensors, needed, str(file))
     else:
-        tensors = official(found, file)
-        _refuse(shapes_from(tensors), shapes_of(needed), str(file), f"the card {found.name!r}")
-    _refuse_types(tensors, needed, str(file))
+        tensors = fitting(found, file, needed)
     module = filled(metadata.specification, tensors, trust)
     if not isinstance(module, KINDS[kind]) or _num_classes(module) != metadata.num_classes:
         raise ValueError(

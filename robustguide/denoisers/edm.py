@@ -10,6 +10,7 @@ VP networks with `ContinuousLevels()` and iDDPM's with `cosine_levels()` and a l
 import math
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -57,15 +58,24 @@ class EDMDenoiser(Denoiser):
     ) -> Prediction:
         """Denoised image."""
         total = sigma**2 + self.sigma_data**2
-        inputs = (x / expand(total.sqrt(), x)).to(parameter_dtype(self.net, x))
-        noise = (sigma.log() / 4).float()  # not in half precision, whatever the network has
+        inputs = (x / expand(total.sqrt(), x)).to(self.input_dtype(x))
+        noise = noise_condition(sigma)
         out = self.net(inputs, noise, y) if self.num_classes else self.net(inputs, noise)
         skip, scale = self.sigma_data**2 / total, sigma * self.sigma_data / total.sqrt()
         return Prediction(expand(skip, x) * x + expand(scale, x) * out.to(x))
 
+    def input_dtype(self, x: Float[Tensor, "b c h w"]) -> torch.dtype:
+        """Floating type of what the network is given: that of its parameters."""
+        return parameter_dtype(self.net, x)
+
     def loss_weight(self, sigma: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """Gives the network's own output unit weight at every level."""
         return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
+
+
+def noise_condition(sigma: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """What the network is told of sigma, float32 whatever the network computes in."""
+    return (sigma.log() / 4).float()
 
 
 class VEDenoiser(Denoiser):

@@ -12,13 +12,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from robustguide.denoisers.edm import EDMDenoiser
-from robustguide.interfaces import Prediction
+from robustguide.denoisers.edm import EDMDenoiser, noise_condition
 from robustguide.nets.edm2_blocks import MPConv, MPFourier
-from robustguide.noise import expand
 
 
 class EDM2Denoiser(EDMDenoiser):
@@ -53,16 +51,10 @@ class EDM2Denoiser(EDMDenoiser):
         self.logvar_fourier = MPFourier(logvar_channels)
         self.logvar_linear = MPConv(logvar_channels, 1)
 
-    def predict(
-        self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"], y: Int[Tensor, " b"]
-    ) -> Prediction:
-        """Denoised image."""
-        total = sigma**2 + self.sigma_data**2
-        inputs = (x / expand(total.sqrt(), x)).to(getattr(torch, self.net_dtype))
-        noise = noise_condition(sigma)
-        out = self.net(inputs, noise, y) if self.num_classes else self.net(inputs, noise)
-        skip, scale = self.sigma_data**2 / total, sigma * self.sigma_data / total.sqrt()
-        return Prediction(expand(skip, x) * x + expand(scale, x) * out.to(x))
+    def input_dtype(self, x: Float[Tensor, "b c h w"]) -> torch.dtype:
+        """The one that was chosen, whatever its parameters are stored in."""
+        dtype: torch.dtype = getattr(torch, self.net_dtype)
+        return dtype
 
     def log_variance(self, sigma: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """The head's u(sigma): log of the expected weighted error at a level, where trained."""
@@ -73,8 +65,3 @@ class EDM2Denoiser(EDMDenoiser):
         """Training loss of mean squared errors of `denoised`. Karras et al. (2024), eq. 21."""
         log_variance = self.log_variance(sigma)
         return self.loss_weight(sigma) * error * (-log_variance).exp() + log_variance
-
-
-def noise_condition(sigma: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-    """What the network is told of sigma, float32 whatever the network computes in."""
-    return (sigma.log() / 4).float()

@@ -6,11 +6,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustguide.denoisers.eps import EpsDenoiser, image_shape
-from robustguide.interfaces import Denoiser, Prediction
+from robustguide.interfaces import Prediction
 from robustguide.noise import DiscreteLevels
 
 
-class Upsampler(Denoiser):
+class Upsampler(EpsDenoiser):
     """An eps-network that also sees a smaller image. Dhariwal and Nichol (2021), section 5.3.
 
     It denoises once it is given the small images: `upsampler.given(images)` is a denoiser.
@@ -35,14 +35,8 @@ class Upsampler(Denoiser):
         has_null: bool = True,
         learns_variance: bool = False,
     ) -> None:
-        super().__init__()
-        self.net = net
-        self.levels = levels
-        self.num_classes = num_classes
-        self.shape = image_shape(shape)
+        super().__init__(net, levels, num_classes, shape, has_null, learns_variance)
         self.small = image_shape(small)
-        self.has_null = has_null
-        self.learns_variance = learns_variance
 
     def given(self, images: Float[Tensor, "b c h w"]) -> EpsDenoiser:
         """A denoiser of what these small images, in [-1, 1], show; it takes b rows at a time.
@@ -76,10 +70,6 @@ class Upsampler(Denoiser):
             "An upsampler denoises only beside small images; use upsampler.given(images), a "
             "denoiser, in its place."
         )
-
-    def snap(self, sigma: float) -> float:
-        """The level of the chain that the network will be told."""
-        return self.levels.snap(sigma)
 
 
 class _Beside(nn.Module):

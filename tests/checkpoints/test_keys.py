@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from robustguide.checkpoints import build, cards, load_classifier
+from robustguide.checkpoints.convert import convert
 from robustguide.checkpoints.keys import original, renamed, translated
 
 DESCRIBED = {
@@ -67,10 +68,12 @@ def test_whole_numbers_are_no_weights(small, tmp_path, suffix):
     tensors = dict(TENSORS) | {"leave.bias": torch.zeros(3, dtype=torch.int32)}
     path = tmp_path / f"small.{suffix}"
     torch.save(tensors, path) if suffix == "pt" else save_file(tensors, path)
-    with pytest.raises(
-        ValueError, match=r"leave\.bias: file torch\.int32, network torch\.float32"
-    ):
+    told = r"leave\.bias: file torch\.int32, network torch\.float32"
+    with pytest.raises(ValueError, match=told):
         load_classifier(str(path))
+    with pytest.raises(ValueError, match=told):
+        convert(small, path, tmp_path / "new.safetensors")
+    assert not (tmp_path / "new.safetensors").exists()
 
 
 names = st.text(string.ascii_letters + string.digits + "._-", min_size=1, max_size=30)
