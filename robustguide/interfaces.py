@@ -6,13 +6,15 @@ holds a table of prompts, which `y` indexes.
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
+
+RandnLike = Callable[[Tensor], Tensor]
 
 
 class Prediction(NamedTuple):
@@ -153,12 +155,14 @@ class Place:
         sigma: Noise level as a host number, so that asking for it costs no wait; null outside
             a sampler, where every row may have its own.
         corrector: Second evaluation of a Heun step.
+        repeat: Which of the repetitions of the step, from 0.
     """
 
     index: int = 0
     count: int = 1
     sigma: float | None = None
     corrector: bool = False
+    repeat: int = 0
 
 
 def to_pixels(images: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h w"]:

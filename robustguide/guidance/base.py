@@ -8,7 +8,8 @@ add, each is computed from the *unguided* denoised image, so a sum does not depe
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -17,7 +18,22 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustguide.guidance.fit import check_names, check_shape, shown
-from robustguide.interfaces import Classifier, Denoiser, Place, Prediction
+from robustguide.interfaces import Classifier, Denoiser, Place, Prediction, RandnLike
+
+
+class Corruption(nn.Module):
+    """Makes a network worse for a while, so that it can serve as its own weaker reference."""
+
+    @abstractmethod
+    def forward(self, denoiser: Denoiser) -> AbstractContextManager[object]:
+        """A context in which the denoiser predicts worse; afterwards it is what it was."""
+
+    def check(self, denoiser: Denoiser) -> None:
+        """Refuses a network that it cannot make worse.
+
+        Raises:
+            ValueError: See the corruptions.
+        """
 
 
 class Branch(NamedTuple):
@@ -27,10 +43,26 @@ class Branch(NamedTuple):
         labels: Class indices (b,); ask with `null` or `y` themselves, not with copies, so that
             terms that want the same branch share it.
         denoiser: Null for the guided network itself.
+        corruption: What is done to the network meanwhile.
     """
 
     labels: Int[Tensor, " b"]
     denoiser: Denoiser | None = None
+    corruption: Corruption | None = None
+
+
+class Comparison(NamedTuple):
+    """A network that a term compares with the guided one.
+
+    Attributes:
+        denoiser: Null for the guided network itself.
+        corruption: What is done to it meanwhile.
+        asks_null: Whether it may be asked for the null label.
+    """
+
+    denoiser: Denoiser | None = None
+    corruption: Corruption | None = None
+    asks_null: bool = False
 
 
 class Evaluations:
@@ -43,47 +75,63 @@ class Evaluations:
     def __init__(self, denoiser: Denoiser, x: Tensor, sigma: Tensor) -> None:
         self.denoiser = denoiser
         self.x, self.sigma = x, sigma
-        self._memo: dict[tuple[int, int], tuple[Branch, Prediction]] = {}
+        self._memo: dict[tuple[int, int, int], tuple[Branch, Prediction]] = {}
 
     def batch(self, branches: Sequence[Branch]) -> None:
         """Evaluates what is not known yet, in one call for each network."""
-        wanted: dict[int, dict[int, Branch]] = {}
+        wanted: dict[tuple[int, int], dict[int, Branch]] = {}
         for branch in branches:
-            network, labels = self._key(branch)
-            if (network, labels) not in self._memo:
-                wanted.setdefault(network, {})[labels] = branch
+            key = self._key(branch)
+            if key not in self._memo:
+                wanted.setdefault(key[:2], {})[key[2]] = branch
         for group in wanted.values():
             self._run(list(group.values()))
 
-    def __call__(self, labels: Tensor, denoiser: Denoiser | None = None) -> Tensor:
-        """Denoised image of a branch."""
-        return self.prediction(Branch(labels, denoiser)).denoised
+    def __call__(
+        self,
+        labels: Tensor,
+        denoiser: Denoiser | None = None,
+        corruption: Corruption | None = None,
+        rows: Int[Tensor, " r"] | None = None,
+    ) -> Tensor:
+        """Denoised image of a branch; with `rows` only of those, whose labels (r,) are given."""
+        if rows is not None:
+            network = denoiser or self.denoiser
+            with corruption(network) if corruption else nullcontext():
+                return network.predict(self.x[rows], self.sigma[rows], labels).denoised
+        return self.prediction(Branch(labels, denoiser, corruption)).denoised
 
     def prediction(self, branch: Branch) -> Prediction:
         """All that the network says of a branch."""
         self.batch([branch])
         return self._memo[self._key(branch)][1]
 
-    def _key(self, branch: Branch) -> tuple[int, int]:
-        return id(branch.denoiser or self.denoiser), id(branch.labels)
+    def _key(self, branch: Branch) -> tuple[int, int, int]:
+        return id(branch.denoiser or self.denoiser), id(branch.corruption), id(branch.labels)
 
     def _run(self, branches: list[Branch]) -> None:
         network, count = branches[0].denoiser or self.denoiser, len(branches)
-        if count == 1:
-            predictions = [network.predict(self.x, self.sigma, branches[0].labels)]
-        else:
-            together = network.predict(
-                self.x.repeat(count, *[1] * (self.x.ndim - 1)),
-                self.sigma.repeat(count),
-                torch.cat([branch.labels for branch in branches]),
-            )
-            fractions: Sequence[Tensor | None] = [None] * count
-            if together.fraction is not None:
-                fractions = together.fraction.chunk(count)
-            rows = zip(together.denoised.chunk(count), fractions, strict=True)
-            predictions = [Prediction(denoised, fraction) for denoised, fraction in rows]
+        corruption = branches[0].corruption
+        with corruption(network) if corruption else nullcontext():
+            if count == 1:
+                predictions = [network.predict(self.x, self.sigma, branches[0].labels)]
+            else:
+                predictions = self._together(network, branches)
         for branch, prediction in zip(branches, predictions, strict=True):
             self._memo[self._key(branch)] = branch, prediction  # keeps labels alive, so ids stay
+
+    def _together(self, network: Denoiser, branches: list[Branch]) -> list[Prediction]:
+        count = len(branches)
+        together = network.predict(
+            self.x.repeat(count, *[1] * (self.x.ndim - 1)),
+            self.sigma.repeat(count),
+            torch.cat([branch.labels for branch in branches]),
+        )
+        fractions: Sequence[Tensor | None] = [None] * count
+        if together.fraction is not None:
+            fractions = together.fraction.chunk(count)
+        rows = zip(together.denoised.chunk(count), fractions, strict=True)
+        return [Prediction(denoised, fraction) for denoised, fraction in rows]
 
 
 @dataclass(frozen=True)
@@ -95,22 +143,37 @@ class Step:
         sigma: Noise levels (b,).
         y: Class indices (b,).
         null: Null labels (b,), one tensor for all terms of a step.
-        denoised: Of the unguided denoiser at x; clipped for score terms. With `needs_graph`
-            it carries a graph on `x`.
         place: Index and count of steps, sigma as a host number, whether a corrector's evaluation.
-        memory: The term's own, empty at the start of every sampler call. Update it only where
-            `not place.corrector`.
         evaluate: `evaluate(labels, denoiser=None)`: denoised image of another branch.
+        shown: What the term is shown of a denoised image: clipped for score terms.
+        memory: The term's own, empty at the start of every sampler call; see `own`.
+        randn_like: Unit noise like a tensor, of the term's own, that belongs to the image.
     """
 
     x: Float[Tensor, "b c h w"]
     sigma: Float[Tensor, " b"]
     y: Int[Tensor, " b"]
     null: Int[Tensor, " b"]
-    denoised: Float[Tensor, "b c h w"]
     place: Place
-    memory: dict[str, Any]
     evaluate: Evaluations
+    shown: Callable[[Tensor], Tensor]
+    memory: dict[int, dict[str, Any]]
+    randn_like: RandnLike = torch.randn_like
+
+    @property
+    def denoised(self) -> Float[Tensor, "b c h w"]:
+        """Of the unguided denoiser at x; clipped for score terms, evaluated when asked for.
+
+        With `needs_graph` it carries a graph on `x`.
+        """
+        return self.shown(self.evaluate(self.y))
+
+    def own(self, part: nn.Module) -> dict[str, Any]:
+        """What a part of the term remembers, empty at the start of every sampler call.
+
+        Change it only where `not place.corrector`.
+        """
+        return self.memory.setdefault(id(part), {})
 
     def gradient(self, value: Tensor) -> Float[Tensor, "b c h w"]:
         """Gradient of a sum over rows with respect to `x`, through the denoiser's graph.
@@ -142,6 +205,18 @@ class Guidance(nn.Module):
         """Those that it shows what the denoiser makes; they must read its shape."""
         return ()
 
+    def differentiated(self) -> tuple[Classifier, ...]:
+        """Those whose gradient it takes."""
+        return ()
+
+    def comparisons(self) -> tuple[Comparison, ...]:
+        """Networks that it compares with the guided one."""
+        return ()
+
+    def is_active(self, place: Place) -> bool:
+        """Whether any row can be moved here, as far as the host knows; else nothing is asked."""
+        return True
+
     def branches(self, y: Tensor, null: Tensor, place: Place) -> tuple[Branch, ...]:
         """Evaluations that the term will certainly ask for, so that they run in one batch."""
         return ()
@@ -159,6 +234,7 @@ class Guided(Denoiser):
         terms: Terms by name; their displacements add.
         clip: Bound of the denoised image, applied after the reference terms and before the score
             terms; null does not clip.
+        randn_like: Source of unit noise, from which each term gets a stream of its own.
 
     Raises:
         ValueError: For a name that a term cannot have, and for a term that needs a null label that
@@ -170,6 +246,7 @@ class Guided(Denoiser):
         denoiser: Denoiser,
         terms: Mapping[str, Guidance] | None = None,
         clip: float | None = None,
+        randn_like: RandnLike = torch.randn_like,
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
@@ -179,10 +256,15 @@ class Guided(Denoiser):
         self.shape = denoiser.shape
         self.has_null = denoiser.has_null
         self.learns_variance = denoiser.learns_variance
-        self.memory: dict[str, dict[str, Any]] = {name: {} for name in self.terms}
+        self.memory: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in self.terms}
+        spawn = getattr(randn_like, "spawn", None)
+        self.noises: dict[str, RandnLike] = {
+            name: spawn(name) if spawn else randn_like for name in self.terms
+        }
         for name, term in terms_of(self.terms).items():
             self._check_classes(name, term)
-            self._check_branches(name, term)
+            for comparison in compared(term):
+                self._check_comparison(name, comparison)
             for classifier in term.classifiers():
                 check_shape(f"Term {name!r}", classifier, denoiser)
             check_names(f"Term {name!r}", term.class_names, denoiser)
@@ -198,26 +280,26 @@ class Guided(Denoiser):
             f"are of {self.num_classes}; {repair}."
         )
 
-    def _check_branches(self, name: str, term: Guidance) -> None:
-        y, null = torch.zeros(1, dtype=torch.long), torch.ones(1, dtype=torch.long)
-        for branch in term.branches(y, null, Place()):
-            asked = branch.denoiser or self.denoiser
-            if branch.labels is null and not asked.has_null:
-                raise ValueError(
-                    f"Term {name!r} asks for the null label, which the denoiser was not trained "
-                    "with; train with label dropout, or give the term an unconditional reference."
-                )
-            if asked.shape != self.shape:
-                raise ValueError(
-                    f"Term {name!r}: the reference makes {shown(asked.shape)}, the denoiser "
-                    f"{shown(self.shape)}; give a reference of the same images."
-                )
-            if branch.labels is not null and asked.num_classes not in (0, self.num_classes):
-                raise ValueError(
-                    f"Term {name!r}: the reference knows {asked.num_classes} classes, the "
-                    f"denoiser {self.num_classes}; wrap the reference in Unconditional(..., "
-                    f"num_classes={self.num_classes}), or give one of the same classes."
-                )
+    def _check_comparison(self, name: str, comparison: Comparison) -> None:
+        asked = comparison.denoiser or self.denoiser
+        if comparison.asks_null and not asked.has_null:
+            raise ValueError(
+                f"Term {name!r} asks for the null label, which the denoiser was not trained "
+                "with; train with label dropout, or give the term an unconditional reference."
+            )
+        if asked.shape != self.shape:
+            raise ValueError(
+                f"Term {name!r}: the reference makes {shown(asked.shape)}, the denoiser "
+                f"{shown(self.shape)}; give a reference of the same images."
+            )
+        if asked.num_classes not in (0, self.num_classes):
+            raise ValueError(
+                f"Term {name!r}: the reference knows {asked.num_classes} classes, the "
+                f"denoiser {self.num_classes}; wrap the reference in Unconditional(..., "
+                f"num_classes={self.num_classes}), or give one of the same classes."
+            )
+        if comparison.corruption is not None:
+            comparison.corruption.check(asked)
 
     def snap(self, sigma: float) -> float:
         """As the guided denoiser."""
@@ -231,32 +313,27 @@ class Guided(Denoiser):
         self, x: Tensor, sigma: Tensor, y: Tensor, place: Place | None = None
     ) -> tuple[Prediction, Tensor]:
         """Prediction moved by the reference terms and clipped; displacement of the score terms."""
-        place = place or Place()
-        null, terms = self.null(y), terms_of(self.terms)
-        needs_graph = any(term.needs_graph for term in terms.values())
-        with torch.set_grad_enabled(needs_graph or torch.is_grad_enabled()):
-            state = x.detach().requires_grad_() if needs_graph else x
-            evaluate = Evaluations(self.denoiser, state, sigma)
-            own = Branch(y)
-            asked = [b for term in terms.values() for b in term.branches(y, null, place)]
-            evaluate.batch([own, *asked])
-            prediction = evaluate.prediction(own)
-            moved = {True: torch.zeros_like(x), False: torch.zeros_like(x)}
-            for name, term in terms.items():
-                kind = term.moves_denoised
-                seen = prediction.denoised if kind else self.clip(prediction.denoised)
-                if needs_graph and not term.needs_graph:
-                    seen, at = seen.detach(), state.detach()
-                else:
-                    at = state
-                step = Step(at, sigma, y, null, seen, place, self.memory[name], evaluate)
-                moved[kind] = moved[kind] + term(step)
-        if needs_graph:
-            fraction = None if prediction.fraction is None else prediction.fraction.detach()
-            prediction = Prediction(prediction.denoised.detach(), fraction)
-            moved = {kind: displacement.detach() for kind, displacement in moved.items()}
-        denoised = self.clip(prediction.denoised + moved[True])
-        return prediction._replace(denoised=denoised), moved[False]
+        look = self._look(x, sigma, y, place, terms_of(self.terms))
+        prediction = look.prediction()
+        moved = prediction.denoised + look.moved(moves_denoised=True)
+        return prediction._replace(denoised=self.clip(moved)), look.moved(moves_denoised=False)
+
+    def referred(
+        self, x: Tensor, sigma: Tensor, y: Tensor, place: Place | None = None
+    ) -> Prediction:
+        """Prediction moved by the reference terms alone, and clipped."""
+        terms = {n: term for n, term in terms_of(self.terms).items() if term.moves_denoised}
+        look = self._look(x, sigma, y, place, terms)
+        prediction = look.prediction()
+        moved = prediction.denoised + look.moved(moves_denoised=True)
+        return prediction._replace(denoised=self.clip(moved))
+
+    def displaced(
+        self, x: Tensor, sigma: Tensor, y: Tensor, place: Place | None = None
+    ) -> Float[Tensor, "b c h w"]:
+        """Displacement of the score terms; the denoiser runs only if one of them asks for it."""
+        terms = {n: term for n, term in terms_of(self.terms).items() if not term.moves_denoised}
+        return self._look(x, sigma, y, place, terms).moved(moves_denoised=False)
 
     def predict(
         self, x: Tensor, sigma: Tensor, y: Tensor, place: Place | None = None
@@ -264,6 +341,90 @@ class Guided(Denoiser):
         """Prediction moved by all terms, for samplers that step with the denoised image."""
         prediction, shift = self.split(x, sigma, y, place)
         return prediction._replace(denoised=prediction.denoised + shift)
+
+    def _look(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        y: Tensor,
+        place: Place | None,
+        terms: Mapping[str, Guidance],
+    ) -> "_Look":
+        place = place or Place()
+        terms = {name: term for name, term in terms.items() if term.is_active(place)}
+        needs_graph = any(term.needs_graph for term in terms.values())
+        state = x.detach().requires_grad_() if needs_graph else x
+        evaluate = Evaluations(self.denoiser, state, sigma)
+        null = self.null(y)
+        steps = {}
+        for name, term in terms.items():
+            steps[name] = Step(
+                x=state if term.needs_graph else x,
+                sigma=sigma,
+                y=y,
+                null=null,
+                place=place,
+                evaluate=evaluate,
+                shown=self._shown(term, needs_graph),
+                memory=self.memory[name],
+                randn_like=self.noises[name],
+            )
+        return _Look(evaluate, y, terms, steps, needs_graph)
+
+    def _shown(self, term: Guidance, needs_graph: bool) -> Callable[[Tensor], Tensor]:
+        clip = (lambda denoised: denoised) if term.moves_denoised else self.clip
+        if needs_graph and not term.needs_graph:
+            return lambda denoised: clip(denoised.detach())
+        return clip
+
+
+@dataclass(frozen=True)
+class _Look:
+    """Terms at one state, and the evaluations that they share."""
+
+    evaluate: Evaluations
+    y: Tensor
+    terms: Mapping[str, Guidance]
+    steps: Mapping[str, Step]
+    needs_graph: bool
+
+    def prediction(self) -> Prediction:
+        """Of the unguided denoiser; in one batch with the branches that terms surely ask for."""
+        with self._grad():
+            self.evaluate.batch([Branch(self.y), *self._branches()])
+            denoised, fraction = self.evaluate.prediction(Branch(self.y))
+        if self.needs_graph:
+            return Prediction(denoised.detach(), None if fraction is None else fraction.detach())
+        return Prediction(denoised, fraction)
+
+    def moved(self, moves_denoised: bool) -> Float[Tensor, "b c h w"]:
+        """Sum of the displacements of the terms of a kind."""
+        moved = torch.zeros_like(self.evaluate.x)
+        with self._grad():
+            for name, term in self.terms.items():
+                if term.moves_denoised == moves_denoised:
+                    moved = moved + term(self.steps[name])
+        return moved.detach() if self.needs_graph else moved
+
+    def _branches(self) -> list[Branch]:
+        asked: list[Branch] = []
+        for name, term in self.terms.items():
+            step = self.steps[name]
+            asked += term.branches(step.y, step.null, step.place)
+        return asked
+
+    def _grad(self) -> AbstractContextManager[object]:
+        return torch.set_grad_enabled(self.needs_graph or torch.is_grad_enabled())
+
+
+def compared(term: Guidance) -> list[Comparison]:
+    """The comparisons that a term tells of, and those that show in its branches."""
+    y, null = torch.zeros(1, dtype=torch.long), torch.ones(1, dtype=torch.long)
+    branches = term.branches(y, null, Place())
+    return [
+        *term.comparisons(),
+        *(Comparison(b.denoiser, b.corruption, b.labels is null) for b in branches),
+    ]
 
 
 def named(terms: Mapping[str, Guidance]) -> nn.ModuleDict:

@@ -1,6 +1,6 @@
 """Guidance by the gradient of a classifier.
 
-displacement = sigma**2 * grad_x log p(y | x, sigma)
+displacement = sigma**2 * pull(grad objective(classifier(image, sigma), y))
 """
 
 from collections.abc import Sequence
@@ -11,46 +11,84 @@ from torch import Tensor
 
 from robustguide.guidance.base import Guidance, Step
 from robustguide.guidance.fit import class_names
+from robustguide.guidance.objectives import Objective, Tempered
+from robustguide.guidance.views import AtState, View
 from robustguide.interfaces import Classifier
 from robustguide.noise import expand
 
 
 class ClassifierGuidance(Guidance):
-    """Moves towards the label by the classifier's gradient at x.
-
-    Dhariwal and Nichol (2021), Alg. 1.
+    """Moves towards the label by the gradient of a classifier. Dhariwal and Nichol (2021), Alg. 1.
 
     Args:
-        classifier: Judges the noisy image itself.
+        classifier: Judges what the view shows it.
         labels: The classifier's class of every class of the denoiser; null where they agree.
+        objective: What of the logits is increased; null is log p(y | x).
+        view: Where the classifier looks; null is the noisy image itself.
+        chunk: Images that are differentiated at a time, to bound memory; null is all.
 
     Raises:
-        ValueError: For a label outside the classifier's classes.
+        ValueError: For a label outside the classifier's classes, or a chunk of none.
     """
 
     labels: Tensor | None
 
-    def __init__(self, classifier: Classifier, labels: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        classifier: Classifier,
+        labels: Sequence[int] | None = None,
+        objective: Objective | None = None,
+        view: View | None = None,
+        chunk: int | None = None,
+    ) -> None:
         super().__init__()
-        if labels is not None and not all(0 <= k < classifier.num_classes for k in labels):
-            raise ValueError(
-                f"labels must lie in 0..{classifier.num_classes - 1}, the classes of the "
-                f"classifier; got {min(labels)}..{max(labels)}."
-            )
+        if chunk is not None and chunk < 1:
+            raise ValueError(f"chunk is a number of images, at least 1; got {chunk}.")
         self.classifier = classifier
-        self.num_classes = classifier.num_classes if labels is None else len(labels)
-        self.class_names = class_names(classifier) if labels is None else ()
-        table = None if labels is None else torch.tensor(labels)
+        self.objective = objective or Tempered()
+        self.view = view or AtState()
+        self.chunk = chunk
+        self.needs_graph = self.view.needs_graph
+        table = label_table(classifier, labels)
+        self.num_classes = classifier.num_classes if table is None else len(table)
+        self.class_names = class_names(classifier) if table is None else ()
         self.register_buffer("labels", table, persistent=False)
 
     def classifiers(self) -> tuple[Classifier, ...]:
         """The classifier."""
         return (self.classifier,)
 
+    def differentiated(self) -> tuple[Classifier, ...]:
+        """The classifier."""
+        return (self.classifier,)
+
     def forward(self, step: Step) -> Float[Tensor, "b c h w"]:
-        """Squared noise level times the classifier's score; no graph is kept."""
+        """Squared noise level times the score; no graph of the classifier is kept."""
         y = step.y if self.labels is None else self.labels[step.y]
-        return expand(step.sigma**2, step.x) * score(self.classifier, step.x, step.sigma, y)
+        images, sigma = self.view.point(step)
+        gradients = []
+        for first in range(0, len(images), self.chunk or len(images)):
+            rows = slice(first, first + (self.chunk or len(images)))
+            part = images[rows], sigma[rows], y[rows]
+            gradients.append(score(self.classifier, *part, self.objective))
+        gradient = gradients[0] if len(gradients) == 1 else torch.cat(gradients)
+        return expand(step.sigma**2, step.x) * self.view.pull(step, gradient)
+
+
+def label_table(classifier: Classifier, labels: Sequence[int] | None) -> Tensor | None:
+    """A classifier's class of every class of a denoiser.
+
+    Raises:
+        ValueError: For a label outside the classifier's classes.
+    """
+    if labels is None:
+        return None
+    if not labels or not all(0 <= label < classifier.num_classes for label in labels):
+        raise ValueError(
+            f"labels must lie in 0..{classifier.num_classes - 1}, the classes of the classifier; "
+            f"got {list(labels)[:8]}."
+        )
+    return torch.tensor(labels)
 
 
 def score(
@@ -58,15 +96,15 @@ def score(
     x: Float[Tensor, "b c h w"],
     sigma: Float[Tensor, " b"],
     y: Int[Tensor, " b"],
+    objective: Objective | None = None,
 ) -> Float[Tensor, "b c h w"]:
-    """Gradient of `log p(y | x, sigma)` with respect to x, in its dtype.
+    """Gradient of an objective, log p(y | x, sigma) where none is given, at x, in its dtype.
 
     Rows do not mix: the sum over the batch is differentiated, not the mean.
     """
+    objective = objective or Tempered()
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        logits = classifier(x, sigma)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # at least
-        log_p = logits.log_softmax(-1).gather(-1, y[:, None])
-        (gradient,) = torch.autograd.grad(log_p.sum(), x)
+        value = objective(classifier(x, sigma), y)
+        (gradient,) = torch.autograd.grad(value.sum(), x)
     return gradient

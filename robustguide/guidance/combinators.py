@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from robustguide.guidance.base import Branch, Guidance, Step
+from robustguide.guidance.base import Branch, Comparison, Guidance, Step
 from robustguide.interfaces import Classifier, Place
 from robustguide.noise import expand
 
 
-class _Combinator(Guidance):
-    """Hands on what kind of term it holds."""
+class Combinator(Guidance):
+    """A term made of another, of the same kind."""
 
     def __init__(self, term: Guidance) -> None:
         super().__init__()
@@ -28,28 +28,36 @@ class _Combinator(Guidance):
         """Those of the term."""
         return self.term.classifiers()
 
-    @abstractmethod
+    def differentiated(self) -> tuple[Classifier, ...]:
+        """Those of the term."""
+        return self.term.differentiated()
+
+    def comparisons(self) -> tuple[Comparison, ...]:
+        """Those of the term."""
+        return self.term.comparisons()
+
     def is_active(self, place: Place) -> bool:
-        """Whether any row can be moved here, as far as the host knows."""
+        """Where the term is."""
+        return self.term.is_active(place)
 
     def branches(self, y: Tensor, null: Tensor, place: Place) -> tuple[Branch, ...]:
-        """Those of the term, where it is active."""
+        """Those of the term, where this is active."""
         return self.term.branches(y, null, place) if self.is_active(place) else ()
 
     def forward(self, step: Step) -> Float[Tensor, "b c h w"]:
-        """The weighted displacement; nothing is evaluated where the term is not active."""
+        """The changed displacement; nothing is evaluated where the term is not active."""
         if not self.is_active(step.place):
             return torch.zeros_like(step.x)
-        weight = self.weight(step)
-        displacement: Tensor = self.term(step)
-        return (expand(weight, step.x) if isinstance(weight, Tensor) else weight) * displacement
+        return self.change(step, self.term(step))
 
     @abstractmethod
-    def weight(self, step: Step) -> float | Float[Tensor, " b"]:
-        """What multiplies the displacement, of all rows or of each."""
+    def change(
+        self, step: Step, displacement: Float[Tensor, "b c h w"]
+    ) -> Float[Tensor, "b c h w"]:
+        """What becomes of the term's displacement."""
 
 
-class Scaled(_Combinator):
+class Scaled(Combinator):
     """Multiplies a displacement. 0 is nothing, and costs nothing.
 
     Args:
@@ -59,7 +67,8 @@ class Scaled(_Combinator):
             (DiT, EDM2); `scale = weight - 1`.
 
     Raises:
-        ValueError: When not exactly one of scale and weight is given, or it is not finite.
+        ValueError: When not exactly one of scale and weight is given, or it is negative or not
+            finite.
     """
 
     def __init__(
@@ -69,37 +78,55 @@ class Scaled(_Combinator):
         weight: float | None = None,
     ) -> None:
         super().__init__(term)
-        if weight is not None and scale is None:
-            scale = weight - 1
-        elif scale is None or weight is not None:
+        if (scale is None) == (weight is None):
             raise ValueError(
                 "Give either scale (0 is no guidance) or weight (1 is no guidance), got "
                 f"scale={scale} and weight={weight}."
             )
-        self.scales = tuple(scale) if isinstance(scale, Sequence) else (scale,)
-        if not self.scales or not all(math.isfinite(value) for value in self.scales):
-            raise ValueError(
-                "A guidance scale must be a finite number, got "
-                f"{scale if weight is None else weight}; 0 switches the term off."
-            )
+        if weight is not None:
+            self.scales = tuple(value - 1 for value in at_least_zero("weight", weight))
+        else:
+            self.scales = at_least_zero("scale", scale)
+
+    def comparisons(self) -> tuple[Comparison, ...]:
+        """Those of the term, unless it is off."""
+        return super().comparisons() if any(self.scales) else ()
 
     def is_active(self, place: Place) -> bool:
         """Whether any scale is not 0."""
-        return any(self.scales)
+        return any(self.scales) and super().is_active(place)
 
-    def weight(self, step: Step) -> float | Float[Tensor, " b"]:
-        """The scale, of all rows or of each."""
+    def change(
+        self, step: Step, displacement: Float[Tensor, "b c h w"]
+    ) -> Float[Tensor, "b c h w"]:
+        """The scale, of all rows or of each, times it."""
         if len(self.scales) == 1:
-            return self.scales[0]
+            return self.scales[0] * displacement
         if len(self.scales) != len(step.x):
             raise ValueError(
                 f"{len(self.scales)} scales were given for a batch of {len(step.x)} rows; give "
                 "one, or one for every row."
             )
-        return torch.tensor(self.scales, dtype=step.x.dtype, device=step.x.device)
+        scales = torch.tensor(self.scales, dtype=step.x.dtype, device=step.x.device)
+        return expand(scales, displacement) * displacement
 
 
-class Within(_Combinator):
+def at_least_zero(what: str, given: float | Sequence[float] | None) -> tuple[float, ...]:
+    """The number, or all of them.
+
+    Raises:
+        ValueError: For none, or one that is negative or not finite.
+    """
+    values = tuple(given) if isinstance(given, Sequence) else (given,)
+    if not values or not all(value is not None and 0 <= value < math.inf for value in values):
+        raise ValueError(
+            f"A guidance {what} must be a finite number of at least 0, got {given}; scale 0 (or "
+            "weight 1) switches the term off."
+        )
+    return tuple(value for value in values if value is not None)
+
+
+class Within(Combinator):
     """Limits a term to an interval of noise, (sigma_min, sigma_max]. Kynkaanniemi et al. (2024).
 
     Args:
@@ -123,17 +150,20 @@ class Within(_Combinator):
 
     def is_active(self, place: Place) -> bool:
         """Whether the sampler's level lies inside; where every row has its own, perhaps."""
-        return place.sigma is None or self.sigma_min < place.sigma <= self.sigma_max
+        inside = place.sigma is None or self.sigma_min < place.sigma <= self.sigma_max
+        return inside and super().is_active(place)
 
-    def weight(self, step: Step) -> float | Float[Tensor, " b"]:
-        """1 inside the interval, 0 outside."""
+    def change(
+        self, step: Step, displacement: Float[Tensor, "b c h w"]
+    ) -> Float[Tensor, "b c h w"]:
+        """Itself inside the interval, 0 outside."""
         if step.place.sigma is not None:
-            return 1.0  # decided on the host, in float64
+            return displacement  # decided on the host, in float64
         inside = (step.sigma > self.sigma_min) & (step.sigma <= self.sigma_max)
-        return inside.to(step.x)
+        return expand(inside.to(displacement), displacement) * displacement
 
 
-class WithinSteps(_Combinator):
+class WithinSteps(Combinator):
     """Limits a term to steps of the sampler, both ends included, as the published code does.
 
     Unlike `Within`, it decides once for both evaluations of a Heun step, and means other levels
@@ -156,8 +186,36 @@ class WithinSteps(_Combinator):
 
     def is_active(self, place: Place) -> bool:
         """Whether the step is one of them."""
-        return self.first <= place.index <= self.last
+        return self.first <= place.index <= self.last and super().is_active(place)
 
-    def weight(self, step: Step) -> float | Float[Tensor, " b"]:
-        """1: `forward` is called in active steps only."""
-        return 1.0
+    def change(
+        self, step: Step, displacement: Float[Tensor, "b c h w"]
+    ) -> Float[Tensor, "b c h w"]:
+        """Itself."""
+        return displacement
+
+
+class Channels(Combinator):
+    """Moves the first channels only, as DiT's published sampler does with 3 of its 4.
+
+    Args:
+        term: The term.
+        count: How many channels it moves.
+
+    Raises:
+        ValueError: For none.
+    """
+
+    def __init__(self, term: Guidance, count: int) -> None:
+        super().__init__(term)
+        if count < 1:
+            raise ValueError(f"count is a number of channels, at least 1; got {count}.")
+        self.count = count
+
+    def change(
+        self, step: Step, displacement: Float[Tensor, "b c h w"]
+    ) -> Float[Tensor, "b c h w"]:
+        """0 in the other channels."""
+        moved = torch.zeros_like(displacement)
+        moved[:, : self.count] = displacement[:, : self.count]
+        return moved

@@ -10,15 +10,13 @@ solution; they differ in the error that a finite number of steps makes.
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from robustguide.guidance import Guided
 from robustguide.interfaces import Place
 from robustguide.noise import LinearTime, Time
-from robustguide.samplers.base import Observation, Observe, RandnLike, per_row
+from robustguide.samplers.base import Run, per_row
 from robustguide.samplers.heun import Heun
 
 
@@ -86,37 +84,24 @@ class RungeKutta(Heun):
                 "null is Euler's."
             )
 
-    def run(
-        self,
-        guided: Guided,
-        sigmas: tuple[float, ...],
-        x: Tensor,
-        y: Tensor,
-        randn_like: RandnLike,
-        observe: Observe,
-    ) -> Tensor:
-        """The loop."""
-        steps, s = len(sigmas) - 1, self.scaling.s
-        for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
-            raised = guided.snap(sigma * (1 + self.gamma(sigma, steps)))
-            if raised > sigma:
-                x = x + self.churn_noise * math.sqrt(raised**2 - sigma**2) * randn_like(x)
-                sigma = raised
-            place = Place(index, steps, sigma)
-            denoised = guided.predict(x, per_row(sigma, x), y, place).denoised
-            observe(Observation(place, x, denoised))
-            slope, scaled = self.slope(x, denoised, sigma), s(sigma) * x
-            t = self.time.t(sigma)
-            h = self.time.t(sigma_next) - t
-            if self.alpha is not None and sigma_next > 0:
-                sigma = self.time.sigma(t + self.alpha * h)
-                x = (scaled + self.alpha * h * slope) / s(sigma)
-                place = Place(index, steps, sigma, corrector=True)
-                denoised = self.ahead(guided, x, per_row(sigma, x), y, place)
-                share = 1 / (2 * self.alpha)
-                slope = (1 - share) * slope + share * self.slope(x, denoised, sigma)
-            x = (scaled + h * slope) / s(sigma_next)
-        return x
+    def step(self, run: Run, x: Tensor, place: Place) -> Tensor:
+        """Churn, and a step of the rule in its own time."""
+        guided, s, sigma_next = run.guided, self.scaling.s, run.levels(place)[1]
+        x, sigma = self.churned(run, x, place)
+        place = replace(place, sigma=sigma)
+        denoised = guided.predict(x, per_row(sigma, x), run.y, place).denoised
+        run.observe(place, x, denoised)
+        slope, scaled = self.slope(x, denoised, sigma), s(sigma) * x
+        t = self.time.t(sigma)
+        h = self.time.t(sigma_next) - t
+        if self.alpha is not None and sigma_next > 0:
+            sigma = self.time.sigma(t + self.alpha * h)
+            x = (scaled + self.alpha * h * slope) / s(sigma)
+            place = replace(place, sigma=sigma, corrector=True)
+            denoised = self.ahead(guided, x, per_row(sigma, x), run.y, place)
+            share = 1 / (2 * self.alpha)
+            slope = (1 - share) * slope + share * self.slope(x, denoised, sigma)
+        return (scaled + h * slope) / s(sigma_next)
 
     def slope(self, x: Tensor, denoised: Tensor, sigma: float) -> Tensor:
         """Derivative of the scaled state with respect to the time."""

@@ -7,13 +7,11 @@ its large one (s**2 - s'**2) (1 + s'**2) / (1 + s**2): Ho et al. (2020), eq. 7, 
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 from torch import Tensor
 
-from robustguide.guidance import Guided
 from robustguide.interfaces import Denoiser, Place
-from robustguide.samplers.base import Observation, Observe, RandnLike, Sampler, per_row
+from robustguide.samplers.base import Run, Sampler, per_row
 
 
 class Variance(ABC):
@@ -69,6 +67,14 @@ class Large(Variance):
         return large if small > 0 else floor
 
 
+class GuidanceVariance(ABC):
+    """What moves the mean by the score, in place of the variance of the noise."""
+
+    @abstractmethod
+    def __call__(self, variance: float | Tensor, run: Run, place: Place) -> float | Tensor:
+        """In units of x at s', as the variance of the step that is given."""
+
+
 def posterior(sigma: float, sigma_next: float) -> tuple[float, float, float, float]:
     """Share of x kept in the mean, small and large variance, and alpha_bar / alpha_bar_next."""
     keep = (sigma_next / sigma) ** 2
@@ -101,9 +107,11 @@ class Ancestral(Sampler):
 
     Args:
         variance: Rule for the variance of a transition.
+        guidance_variance: What score terms are multiplied by in its place.
     """
 
     variance: Variance = field(default_factory=Small)
+    guidance_variance: GuidanceVariance | None = None
 
     def check(self, denoiser: Denoiser) -> None:
         """Refuses a learned variance that is not there.
@@ -117,26 +125,16 @@ class Ancestral(Sampler):
                 "robustguide.samplers.Small or robustguide.samplers.Large."
             )
 
-    def run(
-        self,
-        guided: Guided,
-        sigmas: tuple[float, ...],
-        x: Tensor,
-        y: Tensor,
-        randn_like: RandnLike,
-        observe: Observe,
-    ) -> Tensor:
-        """The loop."""
-        steps = len(sigmas) - 1
-        for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
-            place = Place(index, steps, sigma)
-            prediction, displacement = guided.split(x, per_row(sigma, x), y, place)
-            observe(Observation(place, x, prediction.denoised))
-            _, small, large, _ = posterior(sigma, sigma_next)
-            floor = 0.0 if sigma_next > 0 or steps < 2 else last_variance(*sigmas[-3:-1])
-            variance = self.variance(small, large, floor, prediction.fraction)
-            mean = ancestral_step(
-                x, prediction.denoised, displacement, variance, sigma, sigma_next
-            )
-            x = mean if sigma_next == 0 else mean + variance**0.5 * randn_like(x)
-        return x
+    def step(self, run: Run, x: Tensor, place: Place) -> Tensor:
+        """A draw from the posterior, its mean moved by the score terms."""
+        sigma, sigma_next = run.levels(place)
+        prediction, displacement = run.guided.split(x, per_row(sigma, x), run.y, place)
+        run.observe(place, x, prediction.denoised)
+        _, small, large, _ = posterior(sigma, sigma_next)
+        floor = 0.0 if sigma_next > 0 or run.steps < 2 else last_variance(*run.sigmas[-3:-1])
+        variance = self.variance(small, large, floor, prediction.fraction)
+        moving = variance
+        if self.guidance_variance is not None:
+            moving = self.guidance_variance(variance, run, place)
+        mean = ancestral_step(x, prediction.denoised, displacement, moving, sigma, sigma_next)
+        return mean if sigma_next == 0 else mean + variance**0.5 * run.randn_like(x)

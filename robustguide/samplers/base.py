@@ -8,18 +8,17 @@ that it likes.
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from robustguide.guidance import Guidance, Guided
-from robustguide.interfaces import Denoiser, Place
+from robustguide.interfaces import Denoiser, Place, RandnLike
 from robustguide.noise import Grid
-
-RandnLike = Callable[[Tensor], Tensor]
 
 
 class Observation(NamedTuple):
@@ -40,6 +39,36 @@ Observe = Callable[[Observation], None]
 
 
 @dataclass(frozen=True)
+class Run:
+    """One call of a sampler.
+
+    Attributes:
+        guided: What is sampled.
+        sigmas: Levels, descending; the last is 0 or the grid's last.
+        y: Class indices (b,).
+        randn_like: Source of unit noise.
+        observe: Called once a step, in its last repetition.
+        memory: What the sampler remembers from step to step.
+    """
+
+    guided: Guided
+    sigmas: tuple[float, ...]
+    y: Int[Tensor, " b"]
+    randn_like: RandnLike
+    observe: Callable[[Place, Tensor, Tensor], None]
+    memory: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps."""
+        return len(self.sigmas) - 1
+
+    def levels(self, place: Place) -> tuple[float, float]:
+        """Where a step starts and ends."""
+        return self.sigmas[place.index], self.sigmas[place.index + 1]
+
+
+@dataclass(frozen=True)
 class Sampler:
     """Takes noise to images.
 
@@ -48,13 +77,24 @@ class Sampler:
         clip: Bound of the denoised image, after reference terms and before score terms; null does
             not clip.
         state_dtype: Floating type of the state.
+        repeats: How often each step is made, with its noise put back in between (self-recurrence);
+            several numbers share the run evenly, from high noise to low. Bansal et al. (2023).
+
+    Raises:
+        ValueError: For a bound that is not positive, or fewer than one repetition.
     """
 
     grid: Grid
     clip: float | None = None
     state_dtype: Literal["float32", "float64"] = "float32"
+    repeats: int | tuple[int, ...] = 1
 
     def __post_init__(self) -> None:
+        repeats = self.repeats if isinstance(self.repeats, tuple) else (self.repeats,)
+        if not repeats or min(repeats) < 1:
+            raise ValueError(
+                f"repeats counts how often each step is made, at least 1; got {self.repeats}."
+            )
         if self.clip is not None and not 0 < self.clip < math.inf:
             raise ValueError(
                 f"clip must be a positive number or null, got {self.clip}; images lie in [-1, 1]."
@@ -103,22 +143,33 @@ class Sampler:
             ValueError: For a denoiser or term that cannot be combined with this sampler.
         """
         self.check(denoiser)
-        guided = Guided(denoiser, terms, self.clip)
-        sigmas = self.levels(denoiser)
-        last = self.run(guided, sigmas, x, y, randn_like, observe or (lambda observation: None))
-        return self.grid.finish(last, sigmas[-1])
+        guided = Guided(denoiser, terms, self.clip, randn_like)
+        run = Run(guided, self.levels(denoiser), y, randn_like, self._observer(observe))
+        for index, (sigma, sigma_next) in enumerate(pairwise(run.sigmas)):
+            for repeat in range(self.repeated(index, run.steps)):
+                if repeat:  # back up: the noise between the two levels is put back
+                    x = x + math.sqrt(sigma**2 - sigma_next**2) * randn_like(x)
+                x = self.step(run, x, Place(index, run.steps, sigma, repeat=repeat))
+        return self.grid.finish(x, run.sigmas[-1])
 
     @abstractmethod
-    def run(
-        self,
-        guided: Guided,
-        sigmas: tuple[float, ...],
-        x: Tensor,
-        y: Tensor,
-        randn_like: RandnLike,
-        observe: Observe,
-    ) -> Tensor:
-        """The loop over descending levels, the last of which is 0 or the grid's last."""
+    def step(self, run: Run, x: Float[Tensor, "b c h w"], place: Place) -> Tensor:
+        """From the state at a step's first level to that at its second."""
+
+    def repeated(self, index: int, steps: int) -> int:
+        """How often a step is made; a list is shared out as Bansal et al. (2023) do in code."""
+        if isinstance(self.repeats, int):
+            return self.repeats
+        count = len(self.repeats)
+        return self.repeats[count - 1 - count * (steps - 1 - index) // steps]
+
+    def _observer(self, observe: Observe | None) -> Callable[[Place, Tensor, Tensor], None]:
+        def show(place: Place, x: Tensor, denoised: Tensor) -> None:
+            last = place.repeat == self.repeated(place.index, place.count) - 1
+            if observe is not None and last:
+                observe(Observation(place, x, denoised))
+
+        return show
 
 
 def per_row(sigma: float, x: Tensor) -> Float[Tensor, " b"]:

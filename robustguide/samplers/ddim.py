@@ -8,13 +8,11 @@ With r = (s'/s)**2 and direction (x - denoised) / s, a share eta of the posterio
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 
 from torch import Tensor
 
-from robustguide.guidance import Guided
 from robustguide.interfaces import Place
-from robustguide.samplers.base import Observation, Observe, RandnLike, Sampler, per_row
+from robustguide.samplers.base import Run, Sampler, per_row
 
 
 @dataclass(frozen=True)
@@ -43,23 +41,13 @@ class DDIM(Sampler):
                 "1 is unit noise, eta 0 draws none."
             )
 
-    def run(
-        self,
-        guided: Guided,
-        sigmas: tuple[float, ...],
-        x: Tensor,
-        y: Tensor,
-        randn_like: RandnLike,
-        observe: Observe,
-    ) -> Tensor:
-        """The loop."""
-        for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
-            place = Place(index, len(sigmas) - 1, sigma)
-            denoised = guided.predict(x, per_row(sigma, x), y, place).denoised
-            observe(Observation(place, x, denoised))
-            fresh = 1 - (sigma_next / sigma) ** 2
-            up = self.eta * sigma_next * math.sqrt(fresh)
-            down = sigma_next * math.sqrt(1 - self.eta**2 * fresh)
-            mean = denoised + down / sigma * (x - denoised)
-            x = mean + self.fresh_noise * up * randn_like(x) if up > 0 else mean
-        return x
+    def step(self, run: Run, x: Tensor, place: Place) -> Tensor:
+        """Towards the denoised image, with fresh noise."""
+        sigma, sigma_next = run.levels(place)
+        denoised = run.guided.predict(x, per_row(sigma, x), run.y, place).denoised
+        run.observe(place, x, denoised)
+        fresh = 1 - (sigma_next / sigma) ** 2
+        up = self.eta * sigma_next * math.sqrt(fresh)
+        down = sigma_next * math.sqrt(1 - self.eta**2 * fresh)
+        mean = denoised + down / sigma * (x - denoised)
+        return mean + self.fresh_noise * up * run.randn_like(x) if up > 0 else mean

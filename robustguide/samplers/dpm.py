@@ -9,14 +9,12 @@ Lu et al.'s lambda is -log sigma, and their alpha drops out with x_t = alpha x.
 
 import math
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 from torch import Tensor
 
-from robustguide.guidance import Guided
 from robustguide.interfaces import Place
 from robustguide.noise import Grid, RhoGrid
-from robustguide.samplers.base import Observation, Observe, RandnLike, Sampler, per_row
+from robustguide.samplers.base import Run, Sampler, per_row
 
 
 def extrapolation(sigma_last: float, sigma: float, sigma_next: float) -> float:
@@ -39,25 +37,15 @@ class DPMSolver2M(Sampler):
 
     grid: Grid = field(default_factory=RhoGrid)
 
-    def run(
-        self,
-        guided: Guided,
-        sigmas: tuple[float, ...],
-        x: Tensor,
-        y: Tensor,
-        randn_like: RandnLike,
-        observe: Observe,
-    ) -> Tensor:
-        """The loop."""
-        last: tuple[float, Tensor] | None = None
-        for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
-            place = Place(index, len(sigmas) - 1, sigma)
-            denoised = guided.predict(x, per_row(sigma, x), y, place).denoised
-            observe(Observation(place, x, denoised))
-            towards = denoised
-            if last is not None:
-                share = extrapolation(last[0], sigma, sigma_next)
-                towards = denoised + share * (denoised - last[1])
-            x = towards + sigma_next / sigma * (x - towards)
-            last = sigma, denoised
-        return x
+    def step(self, run: Run, x: Tensor, place: Place) -> Tensor:
+        """Towards the denoised image, extrapolated from that of the step before."""
+        sigma, sigma_next = run.levels(place)
+        denoised = run.guided.predict(x, per_row(sigma, x), run.y, place).denoised
+        run.observe(place, x, denoised)
+        towards = denoised
+        if place.index > 0:
+            share = extrapolation(run.sigmas[place.index - 1], sigma, sigma_next)
+            towards = denoised + share * (denoised - run.memory["last"])
+        if place.repeat == self.repeated(place.index, run.steps) - 1:
+            run.memory["last"] = denoised
+        return towards + sigma_next / sigma * (x - towards)

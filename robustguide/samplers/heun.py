@@ -4,15 +4,14 @@ dx / dsigma = (x - denoised(x, sigma)) / sigma
 """
 
 import math
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from robustguide.guidance import Guided
 from robustguide.interfaces import Place
 from robustguide.noise import Grid, RhoGrid
-from robustguide.samplers.base import Observation, Observe, RandnLike, Sampler, per_row
+from robustguide.samplers.base import Run, Sampler, per_row
 
 
 @dataclass(frozen=True)
@@ -53,34 +52,30 @@ class Heun(Sampler):
                 f"{self.churn_max}."
             )
 
-    def run(
-        self,
-        guided: Guided,
-        sigmas: tuple[float, ...],
-        x: Tensor,
-        y: Tensor,
-        randn_like: RandnLike,
-        observe: Observe,
-    ) -> Tensor:
-        """The loop."""
-        steps = len(sigmas) - 1
-        for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
-            raised = guided.snap(sigma * (1 + self.gamma(sigma, steps)))
-            if raised > sigma:
-                x = x + self.churn_noise * math.sqrt(raised**2 - sigma**2) * randn_like(x)
-                sigma = raised
-            place = Place(index, steps, sigma)
-            denoised = guided.predict(x, per_row(sigma, x), y, place).denoised
-            observe(Observation(place, x, denoised))
-            slope = (x - denoised) / sigma
-            euler = x + (sigma_next - sigma) * slope
-            if sigma_next > 0:
-                place = Place(index, steps, sigma_next, corrector=True)
-                ahead = self.ahead(guided, euler, per_row(sigma_next, x), y, place)
-                slope_next = (euler - ahead) / sigma_next
-                euler = x + (sigma_next - sigma) * (slope + slope_next) / 2
-            x = euler
-        return x
+    def step(self, run: Run, x: Tensor, place: Place) -> Tensor:
+        """Churn, an Euler step, and its correction."""
+        guided, sigma_next = run.guided, run.levels(place)[1]
+        x, sigma = self.churned(run, x, place)
+        place = replace(place, sigma=sigma)
+        denoised = guided.predict(x, per_row(sigma, x), run.y, place).denoised
+        run.observe(place, x, denoised)
+        slope = (x - denoised) / sigma
+        euler = x + (sigma_next - sigma) * slope
+        if sigma_next == 0:
+            return euler
+        place = replace(place, sigma=sigma_next, corrector=True)
+        ahead = self.ahead(guided, euler, per_row(sigma_next, x), run.y, place)
+        slope_next = (euler - ahead) / sigma_next
+        return x + (sigma_next - sigma) * (slope + slope_next) / 2
+
+    def churned(self, run: Run, x: Tensor, place: Place) -> tuple[Tensor, float]:
+        """State with the churn's noise, and the level that it has then."""
+        sigma = run.levels(place)[0]
+        raised = run.guided.snap(sigma * (1 + self.gamma(sigma, run.steps)))
+        if raised <= sigma:
+            return x, sigma
+        added = math.sqrt(raised**2 - sigma**2) * run.randn_like(x)
+        return x + self.churn_noise * added, raised
 
     def ahead(
         self, guided: Guided, euler: Tensor, sigma: Tensor, y: Tensor, place: Place

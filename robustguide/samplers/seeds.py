@@ -1,5 +1,6 @@
 """Noise that belongs to an image and not to a batch: one CPU generator for every image index."""
 
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,10 +19,15 @@ class SeededNoise:
     """
 
     def __init__(self, seeds: Sequence[int], stream: int = 0) -> None:
+        self.seeds, self.stream = tuple(seeds), stream
         self.generators = [
             torch.Generator().manual_seed(seed if stream == 0 else mixed(seed, stream))
             for seed in seeds
         ]
+
+    def spawn(self, name: str) -> "SeededNoise":
+        """Other noise of the same seeds, for another use of that name."""
+        return SeededNoise(self.seeds, mixed(self.stream, zlib.crc32(name.encode())) or 1)
 
     def draw(
         self, shape: Sequence[int], device: torch.device | str = "cpu"

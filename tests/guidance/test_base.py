@@ -40,13 +40,14 @@ class Momentum(Guidance):
         self.log = []
 
     def forward(self, step):
-        before = dict(step.memory)
+        memory = step.own(self)
+        before = dict(memory)
         if not step.place.corrector:
-            seen = step.memory.get("mean", torch.zeros_like(step.x))
-            step.memory["mean"] = 0.9 * seen + 0.1 * step.denoised
-            step.memory["count"] = step.memory.get("count", 0) + 1
-        self.log.append((step.place, before, dict(step.memory)))
-        return 0.01 * step.memory["mean"]
+            seen = memory.get("mean", torch.zeros_like(step.x))
+            memory["mean"] = 0.9 * seen + 0.1 * step.denoised
+            memory["count"] = memory.get("count", 0) + 1
+        self.log.append((step.place, before, dict(memory)))
+        return 0.01 * memory["mean"]
 
 
 class Downhill(Guidance):

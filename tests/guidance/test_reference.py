@@ -6,7 +6,7 @@ from oracles import ExactDenoiser, Mixture, noisy, plane, tilted
 from torch.testing import assert_close
 
 from robustguide.denoisers import Unconditional
-from robustguide.guidance import ClassifierFree, Guided, Reference, Scaled
+from robustguide.guidance import Channels, ClassifierFree, Guided, Reference, Scaled
 
 SIGMAS = [0.1, 0.7, 3.0, 20.0]
 
@@ -62,7 +62,7 @@ def test_only_the_first_channels_are_moved_where_so_asked():
     x, sigma, y = noisy(mixture, SIGMAS)
     denoiser = ExactDenoiser(mixture)
     plain, whole = denoiser(x, sigma, y), Guided(denoiser, {"f": ClassifierFree()})(x, sigma, y)
-    part = Guided(denoiser, {"f": ClassifierFree(channels=3)})(x, sigma, y)
+    part = Guided(denoiser, {"f": Channels(ClassifierFree(), 3)})(x, sigma, y)
     assert_close(part[:, 3:], plain[:, 3:], rtol=1e-13, atol=1e-13)
     assert_close(part[:, :3], whole[:, :3], rtol=1e-13, atol=1e-13)
     assert (whole[:, 3:] - plain[:, 3:]).abs().max() > 0.1

@@ -146,8 +146,9 @@ class Counter(Guidance):
         self.seen = []
 
     def forward(self, step):
-        step.memory["count"] = step.memory.get("count", 0) + 1
-        self.seen.append((step.memory["count"], step.place))
+        memory = step.own(self)
+        memory["count"] = memory.get("count", 0) + 1
+        self.seen.append((memory["count"], step.place))
         return torch.zeros_like(step.x)
 
 
