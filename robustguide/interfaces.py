@@ -39,12 +39,14 @@ class Denoiser(nn.Module):
         shape: Channels, height and width of the images (or latents) that it denoises.
         has_null: Whether it knows the null label.
         learns_variance: Whether its predictions carry a `fraction`.
+        class_names: What its labels mean, such as prompts; a checkpoint's metadata says it too.
     """
 
     num_classes: int
     shape: tuple[int, int, int]
     has_null: bool = True
     learns_variance: bool = False
+    class_names: tuple[str, ...] = ()
 
     @abstractmethod
     def predict(

@@ -85,6 +85,7 @@ def load_text_to_image(
     shape = _shape(unet.config, root)
     table = encode(root, [*prompts, negative_prompt])
     denoiser = PREDICTIONS[kind](Prompted(unet, table), levels, len(prompts), shape)
+    denoiser.class_names = tuple(prompts)
     return denoiser.eval().requires_grad_(False)
 
 

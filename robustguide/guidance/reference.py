@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from robustguide.denoisers import Unconditional
 from robustguide.guidance.base import Branch, Comparison, Corruption, Guidance, Step
 from robustguide.interfaces import Classifier, Denoiser, Place
 from robustguide.noise import expand
@@ -37,11 +38,13 @@ class ReferenceLabels(nn.Module):
 
     Attributes:
         asks_null: Whether it may choose the null label.
+        asks_classes: Whether it may choose another class.
         num_classes: Number of classes that y must name one of; null takes any label.
         class_names: Their names, where they are known.
     """
 
     asks_null: bool = False
+    asks_classes: bool = False
     num_classes: int | None = None
     class_names: tuple[str, ...] = ()
 
@@ -126,6 +129,15 @@ class Reference(Guidance):
         """The one."""
         return (Comparison(self.reference, self.corruption, self.labels.asks_null),)
 
+    def check(self, denoiser: Denoiser) -> None:
+        """Refuses to ask for classes where they are not told apart.
+
+        Raises:
+            ValueError: For such a reference.
+        """
+        if self.labels.asks_classes:
+            check_tells_classes(self.reference or denoiser)
+
     def branches(self, y: Tensor, null: Tensor, place: Place) -> tuple[Branch, ...]:
         """The reference's branch, where its labels are known before."""
         labels = self.labels.known(y, null)
@@ -197,3 +209,17 @@ class GradientFree(Reference):
 
     def __init__(self, labels: ReferenceLabels) -> None:
         super().__init__(None, labels)
+
+
+def check_tells_classes(denoiser: Denoiser) -> None:
+    """Refuses one to which all labels are alike, so that classes have no contrast.
+
+    Raises:
+        ValueError: For an unconditional denoiser.
+    """
+    if isinstance(denoiser, Unconditional) or not denoiser.num_classes:
+        raise ValueError(
+            "The guidance compares classes, and to an unconditional denoiser all are alike; give "
+            "the class-conditional one (that inside of Unconditional, if it knows labels), or "
+            "take ClassifierGuidance."
+        )

@@ -199,6 +199,7 @@ class Block(nn.Module):
         self.emb_gain = nn.Parameter(torch.zeros(()))
         self.conv_res0 = MPConv(in_channels, channels, 3, 3)
         self.emb_linear = MPConv(blocks.embedding, channels)
+        self.dropout = nn.Dropout(blocks.dropout)
         self.conv_res1 = MPConv(channels, channels, 3, 3)
         self.heads = blocks.heads(channels) if attention else 0
         if self.heads:
@@ -210,7 +211,7 @@ class Block(nn.Module):
         h = self.conv_res0(mp_silu(x))
         scale = self.emb_linear(emb, self.emb_gain) + 1
         h = mp_silu(h * scale[:, :, None, None].to(h.dtype))
-        return self.conv_res1(F.dropout(h, self.blocks.dropout, self.training))
+        return self.conv_res1(self.dropout(h))
 
     def attention(self, x: Tensor) -> Tensor:
         """Cosine attention between pixels; channels are ordered (head, channel, qkv)."""

@@ -204,6 +204,7 @@ class Block(nn.Module):
         self.conv0 = Conv(channels, out_channels, 3, resample, style.taps)
         self.affine = nn.Linear(style.embedding, out_channels * (1 + style.adaptive_scale))
         self.norm1 = Norm(out_channels, style.eps)
+        self.dropout = nn.Dropout(style.dropout)
         self.conv1 = zeroed(Conv(out_channels, out_channels, 3))
         self.skip: nn.Module = nn.Identity()
         if channels != out_channels or (resample and style.resamples_by_conv):
@@ -223,7 +224,7 @@ class Block(nn.Module):
             h = self.norm1(h) * (1 + scale) + shift
         else:
             h = self.norm1(h + told)
-        h = self.conv1(F.dropout(F.silu(h), self.style.dropout, self.training))
+        h = self.conv1(self.dropout(F.silu(h)))
         x = (self.skip(x) + h) * self.style.skip_scale
         return (x + self.attention(x)) * self.style.skip_scale if self.heads else x
 

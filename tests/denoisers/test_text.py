@@ -201,6 +201,7 @@ def test_labels_index_the_prompts(folder):
     """Row i is prompt i, the null label the negative prompt; each as if it were alone."""
     denoiser = load_text_to_image(folder, PROMPTS, NEGATIVE)
     assert (denoiser.num_classes, denoiser.shape, denoiser.has_null) == (2, (4, 8, 8), True)
+    assert denoiser.class_names == tuple(PROMPTS)
     table = denoiser.net.prompts
     assert table.shape == (3, 12, 32)
     assert_close(load_text_to_image(folder, ["the dog !"], NEGATIVE).net.prompts, table[1:])
