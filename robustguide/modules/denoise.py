@@ -1,5 +1,6 @@
 """Training of denoisers."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from robustguide.modules.latent import Space
 from robustguide.modules.optimization import optimization, thaw
 from robustguide.modules.resuming import refuse_other_network, start_step
 from robustguide.modules.robust import EVALUATION, Batch
+from robustguide.modules.targets import CleanImage, Target
 from robustguide.modules.trial import try_denoiser
 from robustguide.noise import NoiseDistribution, noise_like, perturb
 from robustguide.samplers import SeededNoise
@@ -35,6 +37,11 @@ class Denoising(LightningModule):
         seed: Of the training noise.
         codec: Frozen; translates the images of the data into the denoiser's space. Null where the
             data are in that space.
+        target: What the denoised image is trained towards; null is the clean image.
+
+    Raises:
+        ValueError: When labels are dropped, or a target needs that they are, and the denoiser or
+            `label_dropout` does not allow it.
     """
 
     def __init__(
@@ -47,6 +54,7 @@ class Denoising(LightningModule):
         rates: dict[str, float] | None = None,
         seed: int = 0,
         codec: Codec | None = None,
+        target: Target | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= label_dropout <= 1:
@@ -57,6 +65,14 @@ class Denoising(LightningModule):
                 "give its network one (num_null_labels: 1) or set label_dropout to 0."
             )
         self.denoiser = denoiser
+        self.target = target or CleanImage()
+        self.target.attach(denoiser)
+        if self.target.needs_null and not 0 < label_dropout < 1:
+            raise ValueError(
+                f"{type(self.target).__name__} compares labels with the null label, so both must "
+                f"be trained: label_dropout must lie between 0 and 1, got {label_dropout}; 0.1 is "
+                "usual."
+            )
         self.noise = noise
         self.label_dropout = label_dropout
         self.optimizer, self.scheduler, self.rates = optimizer, scheduler, rates
@@ -85,6 +101,10 @@ class Denoising(LightningModule):
         if stage == "fit":
             thaw(self.denoiser, self.rates)
 
+    def on_fit_start(self) -> None:
+        """See `Target.announce`."""
+        self.target.announce()
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seeds the step."""
         start_step(self, self.seed)
@@ -96,26 +116,45 @@ class Denoising(LightningModule):
         sigma = self.noise.sample(len(x_0), self.device)
         dropped = torch.rand(len(y), device=y.device) < self.label_dropout
         y = torch.where(dropped, self.denoiser.null(y), y)
-        loss = self.loss(x_0, y, sigma, noise_like(x_0, None))
+        noise, u = noise_like(x_0, None), torch.rand(len(y), device=y.device)
+        loss, watched = self.compare(x_0, y, sigma, noise, u)
         self.log("train/loss", loss, prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, value in watched.items()})
         return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Steps, and lets the target follow before a callback can save the two apart."""
+        super().optimizer_step(*args, **kwargs)
+        self.target.update(self.denoiser)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The same error, with the noise level and noise that belong to each image."""
         images, y, index = batch
         x_0 = self.space.own(images, index)
         seeded = SeededNoise(index.tolist(), EVALUATION)
-        u = torch.special.ndtr(seeded.draw((), self.device))
-        loss = self.loss(
-            x_0, y, self.noise.quantile(u).float(), seeded.draw(x_0.shape[1:], self.device)
-        )
+        sigma = self.noise.quantile(shares(seeded, self.device)).float()
+        noise = seeded.draw(x_0.shape[1:], self.device)
+        loss, _ = self.compare(x_0, y, sigma, noise, shares(seeded, self.device))
         self.log("val/loss", loss, prog_bar=True, batch_size=len(x_0), sync_dist=True)
 
     def loss(self, x_0: Tensor, y: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-        """Mean over images of the weighted error per pixel."""
-        denoised = self.denoiser(perturb(x_0, sigma, noise), sigma, y)
-        error = (denoised - x_0).square().flatten(1).mean(1)
-        return self.denoiser.loss(error, sigma).mean()
+        """Mean over images of the weighted error per pixel; see `compare`, u is a half."""
+        return self.compare(x_0, y, sigma, noise, torch.full_like(sigma, 0.5))[0]
+
+    def compare(
+        self, x_0: Tensor, y: Tensor, sigma: Tensor, noise: Tensor, u: Tensor
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Mean over images of the weighted error per pixel, and what the target watches.
+
+        u is a uniform number for each image, which the target may use.
+        """
+        x = perturb(x_0, sigma, noise)
+        with self.target.told(self.denoiser, u):
+            denoised = self.denoiser(x, sigma, y)
+        # Later: autocast of older torch hands on weights that were cast without a gradient.
+        goal = self.target(self.denoiser, x_0, x, sigma, y, u)
+        error = (denoised - goal.image).square().flatten(1).mean(1)
+        return self.denoiser.loss(error, sigma).mean(), goal.watched
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See `refuse_other_network`."""
@@ -124,6 +163,12 @@ class Denoising(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer over the denoiser."""
         return optimization(self.denoiser, self.optimizer, self.scheduler, self.rates)
+
+
+def shares(seeded: SeededNoise, device: torch.device) -> Tensor:
+    """A uniform number in (0, 1) for each image, of its own generator."""
+    u: Tensor = torch.special.ndtr(seeded.draw((), device))
+    return u
 
 
 def tuple_of(value: object) -> tuple[object, ...]:

@@ -8,7 +8,7 @@ from robustguide.checkpoints import build, load_denoiser
 from robustguide.data import Images
 from robustguide.denoisers import EDM2Denoiser, EDMDenoiser, EpsDenoiser
 from robustguide.interfaces import Denoiser, Prediction
-from robustguide.modules import Denoising
+from robustguide.modules import CleanImage, Denoising, Goal, Target
 from robustguide.nets import EDM2UNet
 from robustguide.noise import LogNormal, UniformT, linear_levels
 from robustguide.samplers.seeds import mixed
@@ -166,3 +166,44 @@ def test_edm2_weighs_its_loss_by_what_it_learns():
         error = (denoiser(x, sigma, y) - x_0).square().flatten(1).mean(1)
         weight, u = (sigma**2 + 0.25) / (sigma * 0.5) ** 2, denoiser.log_variance(sigma)
     torch.testing.assert_close(loss, (weight * error / u.exp() + u).mean())
+
+
+class Negative(Target):
+    """A user's own: the picture with its colours exchanged; counts what it is asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def attach(self, denoiser):
+        self.calls.append("attach")
+
+    def announce(self):
+        self.calls.append("announce")
+
+    def forward(self, denoiser, x_0, x, sigma, y, u):
+        return Goal(-x_0, {"brightness": x_0.mean()})
+
+    def update(self, denoiser):
+        self.calls.append("update")
+
+
+def test_a_target_of_the_users_own(noise, tmp_path):
+    target, spy = Negative(), Spy()
+    module = Denoising(spy, noise, label_dropout=0.0, target=target)
+    x_0, y, _ = tiny.batch()
+    sigma = torch.full((6,), 2.0)
+    loss = module.loss(x_0, y, sigma, randn(*x_0.shape))
+    torch.testing.assert_close(loss, (spy.value + x_0).square().mean() / 4)
+    trainer = tiny.trainer(
+        tmp_path, max_steps=3, limit_val_batches=0, accumulate_grad_batches=2, log_every_n_steps=1
+    )
+    trainer.fit(module, datamodule=Images(batch_size=8))
+    assert target.calls == ["attach", "announce", "update", "update", "update"]
+    assert -1 < trainer.logged_metrics["train/brightness"] < 0
+
+
+def test_a_target_without_parameters_leaves_checkpoints_as_they_are(noise):
+    module = Denoising(Spy(), noise)
+    assert isinstance(module.target, CleanImage)
+    assert module.state_dict().keys() == {"denoiser.value"}
