@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robustguide.guidance.base import Branch, Comparison, Guidance, Step
-from robustguide.interfaces import Classifier, Place
+from robustguide.interfaces import Classifier, Denoiser, Place
 from robustguide.noise import expand
 
 
@@ -36,9 +36,17 @@ class Combinator(Guidance):
         """Those of the term."""
         return self.term.comparisons()
 
+    def check(self, denoiser: Denoiser) -> None:
+        """As the term."""
+        self.term.check(denoiser)
+
     def is_active(self, place: Place) -> bool:
         """Where the term is."""
         return self.term.is_active(place)
+
+    def wants_graph(self, place: Place) -> bool:
+        """Where the term does."""
+        return self.term.wants_graph(place)
 
     def branches(self, y: Tensor, null: Tensor, place: Place) -> tuple[Branch, ...]:
         """Those of the term, where this is active."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from robustguide.interfaces import Place
 from robustguide.noise import LinearTime, Time
-from robustguide.samplers.base import Run, per_row
+from robustguide.samplers.base import Run
 from robustguide.samplers.heun import Heun
 
 
@@ -85,11 +85,11 @@ class RungeKutta(Heun):
             )
 
     def step(self, run: Run, x: Tensor, place: Place) -> Tensor:
-        """Churn, and a step of the rule in its own time."""
-        guided, s, sigma_next = run.guided, self.scaling.s, run.levels(place)[1]
+        """Churn and nudge, and a step of the rule in its own time."""
+        s, sigma_next = self.scaling.s, run.levels(place)[1]
         x, sigma = self.churned(run, x, place)
         place = replace(place, sigma=sigma)
-        denoised = guided.predict(x, per_row(sigma, x), run.y, place).denoised
+        denoised = self.denoised(run, x, sigma, place)
         run.observe(place, x, denoised)
         slope, scaled = self.slope(x, denoised, sigma), s(sigma) * x
         t = self.time.t(sigma)
@@ -97,8 +97,7 @@ class RungeKutta(Heun):
         if self.alpha is not None and sigma_next > 0:
             sigma = self.time.sigma(t + self.alpha * h)
             x = (scaled + self.alpha * h * slope) / s(sigma)
-            place = replace(place, sigma=sigma, corrector=True)
-            denoised = self.ahead(guided, x, per_row(sigma, x), run.y, place)
+            denoised = self.ahead(run, x, sigma, place)
             share = 1 / (2 * self.alpha)
             slope = (1 - share) * slope + share * self.slope(x, denoised, sigma)
         return (scaled + h * slope) / s(sigma_next)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from robustguide.guidance import Guidance, Guided
+from robustguide.guidance import Guidance, Guided, check_gradients
 from robustguide.interfaces import Codec, Denoiser
 from robustguide.samplers.base import Sampler
 from robustguide.samplers.heun import Heun
@@ -40,7 +40,8 @@ def sample(
 
     Raises:
         ValueError: For a label outside the classes, none at all, or other numbers of labels and
-            seeds; for terms that do not fit the denoiser.
+            seeds; for terms that do not fit the denoiser, or whose classifier has no gradient,
+            which costs one image forward and backward to find out.
     """
     sampler = sampler or Heun()
     seeds = range(len(labels)) if seeds is None else seeds
@@ -48,6 +49,7 @@ def sample(
     check_labels(labels, len(seeds), denoiser, guidance or {})
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    check_gradients(denoiser, guidance or {})
     device = next((p.device for p in denoiser.parameters()), torch.device("cpu"))
     images = []
     for first in range(0, len(labels), batch_size):

@@ -1,4 +1,4 @@
-"""EDM's sampler: Heun's method for the probability flow, with optional churn.
+"""EDM's sampler: Heun's method for the probability flow, with optional churn and nudge.
 
 dx / dsigma = (x - denoised(x, sigma)) / sigma
 """
@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from robustguide.guidance import Guided
 from robustguide.interfaces import Place
 from robustguide.noise import Grid, RhoGrid
 from robustguide.samplers.base import Run, Sampler, per_row
+from robustguide.samplers.nudge import Nudge
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Heun(Sampler):
         guides_corrector: Whether the second evaluation of a step is guided as well. Without it
             the terms cost one evaluation a step and act with about half their weight, save in the
             last one, which has no corrector.
+        nudge: Sends the score terms through the state in place of the denoised image: it moves the
+            state once a step, and both evaluations are then guided by reference terms alone.
 
     Raises:
         ValueError: For a negative number or one that is not finite (`churn_max` may be infinite).
@@ -38,6 +40,7 @@ class Heun(Sampler):
     churn_max: float = math.inf
     churn_noise: float = 1.0
     guides_corrector: bool = True
+    nudge: Nudge | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,37 +56,40 @@ class Heun(Sampler):
             )
 
     def step(self, run: Run, x: Tensor, place: Place) -> Tensor:
-        """Churn, an Euler step, and its correction."""
-        guided, sigma_next = run.guided, run.levels(place)[1]
+        """Churn and nudge, an Euler step, and its correction."""
+        sigma_next = run.levels(place)[1]
         x, sigma = self.churned(run, x, place)
         place = replace(place, sigma=sigma)
-        denoised = guided.predict(x, per_row(sigma, x), run.y, place).denoised
+        denoised = self.denoised(run, x, sigma, place)
         run.observe(place, x, denoised)
         slope = (x - denoised) / sigma
         euler = x + (sigma_next - sigma) * slope
         if sigma_next == 0:
             return euler
-        place = replace(place, sigma=sigma_next, corrector=True)
-        ahead = self.ahead(guided, euler, per_row(sigma_next, x), run.y, place)
-        slope_next = (euler - ahead) / sigma_next
+        slope_next = (euler - self.ahead(run, euler, sigma_next, place)) / sigma_next
         return x + (sigma_next - sigma) * (slope + slope_next) / 2
 
     def churned(self, run: Run, x: Tensor, place: Place) -> tuple[Tensor, float]:
-        """State with the churn's noise, and the level that it has then."""
+        """State with the churn's noise and the nudge, and the level that it has then."""
         sigma = run.levels(place)[0]
+        nudged = x if self.nudge is None else x + self.nudge(run, x, place)
         raised = run.guided.snap(sigma * (1 + self.gamma(sigma, run.steps)))
         if raised <= sigma:
-            return x, sigma
+            return nudged, sigma
         added = math.sqrt(raised**2 - sigma**2) * run.randn_like(x)
-        return x + self.churn_noise * added, raised
+        return nudged + self.churn_noise * added, raised
 
-    def ahead(
-        self, guided: Guided, euler: Tensor, sigma: Tensor, y: Tensor, place: Place
-    ) -> Tensor:
-        """Denoised image at the end of an Euler step, for the corrector."""
+    def denoised(self, run: Run, x: Tensor, sigma: float, place: Place) -> Tensor:
+        """Denoised image, moved by the terms that a nudge does not take."""
+        predict = run.guided.predict if self.nudge is None else run.guided.referred
+        return predict(x, per_row(sigma, x), run.y, place).denoised
+
+    def ahead(self, run: Run, euler: Tensor, sigma: float, place: Place) -> Tensor:
+        """Denoised image after an Euler step to a level, for the corrector."""
         if self.guides_corrector:
-            return guided.predict(euler, sigma, y, place).denoised
-        return guided.clip(guided.denoiser.predict(euler, sigma, y).denoised)
+            return self.denoised(run, euler, sigma, replace(place, sigma=sigma, corrector=True))
+        guided = run.guided
+        return guided.clip(guided.denoiser.predict(euler, per_row(sigma, euler), run.y).denoised)
 
     def gamma(self, sigma: float, steps: int) -> float:
         """Relative rise of the noise level before a step. Karras et al. (2022), Alg. 2, line 4."""
