@@ -8,7 +8,7 @@ fills from a file.
 import re
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ from robustguide.classifiers.clip import (
 )
 
 SHELF = "robustguide.classifiers.OffTheShelf"
+Preprocess = Literal["raw", "imagenet_norm", "imagenet_norm+resize"]
+FIXED = "vit_", "maxvit"  # beginnings of torchvision's names whose networks read one size only
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -64,10 +66,12 @@ def torchvision_classifier(
     num_classes: int = 1000,
     size: int | None = None,
     pretrained: bool = False,
+    preprocess: Preprocess = "imagenet_norm+resize",
 ) -> OffTheShelf:
     """A classifier of torchvision, with the size and standardisation of its published weights.
 
-    Images are resized to the side that the weights were evaluated at, without a crop.
+    Images are resized to the side that the weights were evaluated at, without a crop; or the
+    network sees them at their own size, as EluCD shows them to it. Ma et al. (2023).
 
     Args:
         name: Such as "resnet50".
@@ -75,12 +79,17 @@ def torchvision_classifier(
         num_classes: Number of logits.
         size: Side that images are resized to; null is that of torchvision's newest weights.
         pretrained: Lets torchvision download its newest weights, instead of a file.
+        preprocess: What the network sees of an image: "raw" is the image in [-1, 1], which is
+            what the code of EluCD does, "imagenet_norm" standardises it, and
+            "imagenet_norm+resize" also resizes it.
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: For an unknown name, or a file that does not fit.
+        ValueError: For an unknown name, a size without resizing, or a file that does not fit.
     """
-    specification = torchvision_specification(name, weights, num_classes, size, pretrained)
+    specification = torchvision_specification(
+        name, weights, num_classes, size, pretrained, preprocess
+    )
     if pretrained:
         models = import_module("torchvision.models")
         net = models.get_model(name, weights="DEFAULT", num_classes=num_classes)
@@ -94,11 +103,12 @@ def torchvision_specification(
     num_classes: int = 1000,
     size: int | None = None,
     pretrained: bool = False,
+    preprocess: Preprocess = "imagenet_norm+resize",
 ) -> Specification:
     """How `torchvision_classifier` builds its module.
 
     Raises:
-        ValueError: For an unknown name.
+        ValueError: For an unknown name, or a size without resizing.
     """
     models = import_module("torchvision.models")
     if name not in models.list_models(module=models):
@@ -117,12 +127,25 @@ def torchvision_specification(
         "init_args": {
             "net": {"class_path": "torchvision.models.get_model", "init_args": arguments},
             "num_classes": num_classes,
-            "mean": list(transforms.mean),
-            "std": list(transforms.std),
-            "size": size or transforms.crop_size[0],
-            "interpolation": transforms.interpolation.value,
+            **_shown(name, transforms, size, preprocess),
         },
     }
+
+
+def _shown(name: str, transforms: Any, size: int | None, preprocess: Preprocess) -> dict[str, Any]:
+    """Arguments of `OffTheShelf` for what the network sees."""
+    side = transforms.crop_size[0]
+    shown = {"mean": list(transforms.mean), "std": list(transforms.std)}
+    if preprocess == "imagenet_norm+resize":
+        return shown | {"size": size or side, "interpolation": transforms.interpolation.value}
+    if size is not None:
+        raise ValueError(
+            f"preprocess {preprocess!r} does not resize, but size {size} was given; leave it out, "
+            "or give preprocess 'imagenet_norm+resize'."
+        )
+    if preprocess == "raw":
+        shown = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    return shown | {"shape": [3, side, side]} if name.startswith(FIXED) else shown
 
 
 def timm_classifier(

@@ -2,6 +2,7 @@
 
 from robustguide.classifiers.clip import ZeroShot
 from robustguide.classifiers.off_the_shelf import NoiseConditioned, OffTheShelf
+from robustguide.classifiers.smooth import Smooth, Softening
 from robustguide.classifiers.timed import SigmaConditioned, Timed
 from robustguide.classifiers.wrappers import Decoded, Relabelled, Resized
 
@@ -12,6 +13,8 @@ __all__ = [
     "Relabelled",
     "Resized",
     "SigmaConditioned",
+    "Smooth",
+    "Softening",
     "Timed",
     "ZeroShot",
 ]

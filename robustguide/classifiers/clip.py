@@ -9,6 +9,7 @@ normalised again. They are computed once and kept, so a checkpoint needs no text
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from typing import Any
 
@@ -48,11 +49,18 @@ class ZeroShot(nn.Module):
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         """Logits of standardised images; the cosines are in float32 at least."""
         features: Tensor = self.visual(images)
-        with torch.autocast(images.device.type, enabled=False):
+        with exact(images.device.type):
             dtype = torch.promote_types(features.dtype, torch.float32)
             features = F.normalize(features.to(dtype), dim=-1)
             scale = self.logit_scale.to(dtype).exp()
             return scale * features @ self.text_features.to(dtype).T
+
+
+def exact(device: str) -> AbstractContextManager[object]:
+    """Without mixed precision, on devices that have it; that of outlines has not."""
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def clip(architecture: Architecture) -> Any:
@@ -103,14 +111,18 @@ def text_features(
     templates: Sequence[str],
 ) -> Float[Tensor, "k d"]:
     """Unit vectors of the classes."""
-    length = configuration(architecture)["text_cfg"].get("context_length", 77)
-    tokens = _library().SimpleTokenizer(context_length=length)
-    found = []
+    read, found = tokenizer(architecture), []
     for name in class_names:  # one class at a time bounds the memory of 80 sentences for each
-        texts = tokens([template.replace("{}", name) for template in templates])
+        texts = read([template.replace("{}", name) for template in templates])
         features = model.encode_text(texts.to(next(model.parameters()).device), normalize=True)
         found.append(F.normalize(features.mean(0), dim=-1))
     return torch.stack(found)
+
+
+def tokenizer(architecture: Architecture) -> Any:
+    """The library's: called with n texts it answers their tokens, int64 (n, context_length)."""
+    length = configuration(architecture)["text_cfg"].get("context_length", 77)
+    return _library().SimpleTokenizer(context_length=length)
 
 
 def configuration(architecture: Architecture) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from checkpoint_examples import spec
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn import functional
 from torch.testing import assert_close
 from torchvision.models import get_model, get_model_weights
 from torchvision.transforms.functional import normalize, to_tensor
@@ -24,7 +25,9 @@ from robustguide.checkpoints import (
     with_weights,
 )
 from robustguide.classifiers import OffTheShelf, ZeroShot
+from robustguide.classifiers.off_the_shelf import IMAGENET_MEAN, IMAGENET_STD
 
+IMAGENET = IMAGENET_MEAN, IMAGENET_STD
 LOADERS = "robustguide.checkpoints"
 
 
@@ -73,6 +76,38 @@ def test_each_network_is_shown_what_it_was_evaluated_on(name):
     assert told["interpolation"] == transforms.interpolation.value
     assert (told["mean"], told["std"]) == (transforms.mean, transforms.std)
     assert (name == "efficientnet_v2_l") == (told["mean"] == [0.5, 0.5, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("preprocess", "want"),
+    [
+        ("raw", lambda x: x),
+        ("imagenet_norm", lambda x: normalize((x + 1) / 2, *IMAGENET)),
+        ("imagenet_norm+resize", lambda x: normalize(halved((x + 1) / 2), *IMAGENET)),
+    ],
+)
+def test_what_the_network_sees_of_an_image(preprocess, want, file):
+    """The three inputs that EluCD's ablation is about; its own code shows the image as it is."""
+    size = 20 if preprocess.endswith("resize") else None
+    classifier = torchvision_classifier("resnet18", file, 5, size, preprocess=preprocess)
+    x = images(40)
+    net = get_model("resnet18", num_classes=5)
+    net.load_state_dict(torch.load(file))
+    assert_close(classifier.prepared(x), want(x), rtol=1e-5, atol=1e-6)
+    assert_close(classifier(x, clean(x)), net.eval()(want(x)), rtol=1e-4, atol=1e-4)
+    assert classifier.reads((3, 64, 64)) and classifier.reads((3, 128, 128))
+
+
+def halved(x):
+    return functional.interpolate(x, (20, 20), mode="bilinear", antialias=True)
+
+
+@pytest.mark.parametrize("preprocess", ["raw", "imagenet_norm"])
+def test_networks_of_one_size_say_so_where_nothing_resizes(preprocess):
+    given = spec(f"{LOADERS}.torchvision_classifier", name="vit_b_16", preprocess=preprocess)
+    with torch.device("meta"):
+        classifier = build(portable(given))
+    assert classifier.reads((3, 224, 224)) and not classifier.reads((3, 128, 128))
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -174,6 +209,10 @@ def test_any_network_from_any_file(tmp_path):
         (lambda path: torchvision_classifier("resnet34", path), "file has none"),
         (lambda path: torchvision_classifier("resnet9"), r"no classifier 'resnet9'.*list_models"),
         (lambda path: torchvision_classifier("fasterrcnn_resnet50_fpn"), "no classifier"),
+        (
+            lambda path: torchvision_classifier("resnet18", path, 5, 64, preprocess="raw"),
+            r"preprocess 'raw' does not resize, but size 64 was given; leave it out",
+        ),
         (lambda path: timm_classifier("resnet_18", path), r"no model 'resnet_18'.*resnet"),
         (lambda path: with_weights(nn.Linear(1, 1), path), r"fit the Linear: .*conv1\.weight"),
     ],
@@ -210,6 +249,13 @@ def file(tmp_path_factory):
             f"{LOADERS}.torchvision_classifier", name="resnet18", weights=file, num_classes=5
         ),
         lambda file: spec(
+            f"{LOADERS}.torchvision_classifier",
+            name="resnet18",
+            weights=file,
+            num_classes=5,
+            preprocess="raw",
+        ),
+        lambda file: spec(
             "robustguide.classifiers.OffTheShelf",
             net=spec(f"{LOADERS}.with_weights", net=spec(NET, num_classes=5), weights=file),
             num_classes=5,
@@ -223,7 +269,7 @@ def file(tmp_path_factory):
             f"{LOADERS}.clip_classifier", architecture=TINY_CLIP, class_names=list("abcde")
         ),
     ],
-    ids=["torchvision", "raw", "timm", "clip"],
+    ids=["torchvision", "as-it-is", "raw", "timm", "clip"],
 )
 def test_what_was_exported_stands_alone(given, file, tmp_path):
     """A configuration names a function and a file; the checkpoint needs neither."""
