@@ -26,14 +26,15 @@ from robustguide import main as command_line
 from robustguide.attacks import L2Ball, LinfBall
 from robustguide.checkpoints import build, card, export
 from robustguide.classifiers import NoiseConditioned, SigmaConditioned
+from robustguide.classifiers.clip import clip
 from robustguide.codecs import EDM2Codec, KLAutoencoder, StableDiffusionCodec
 from robustguide.data import Balanced, Listed, Random
 from robustguide.denoisers import EDMDenoiser
-from robustguide.guidance import ClassifierFree, Guided, Reference, WithinSteps
+from robustguide.guidance import ClassifierFree, Guided, RawLogit, Reference, WithinSteps
 from robustguide.interfaces import Classifier
 from robustguide.modules import Autoencoding
 from robustguide.noise import Clipped, LogNormal, RhoGrid, UniformT
-from robustguide.samplers import DDIM, Ancestral, Heun, Learned
+from robustguide.samplers import DDIM, Ancestral, Heun, Learned, Nudge, Sine
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/**/*.yaml"))
@@ -111,6 +112,11 @@ def write_checkpoint(path):
     """What training would have left under this path."""
     num_classes, shape = next(made for key, made in SHAPES.items() if key in path)
     described = tiny(Path(path).stem, num_classes, shape)
+    if "resnet" in path:  # one that has the activations which some configurations replace
+        net = {"class_path": "torchvision.models.resnet18"}
+        net["dict_kwargs"] = {"num_classes": num_classes}
+        shelf = dict(net=net, num_classes=num_classes, mean=[0.5] * 3, std=[0.5] * 3)
+        described = specification("robustguide.classifiers.OffTheShelf", **shelf)
     names = [str(y) for y in range(num_classes)]
     network = build(described)
     export(network, path, described, class_names=names, shape=shape, weights="raw")
@@ -136,16 +142,23 @@ def fetched():
 def newcomer(tmp_path_factory, fetched) -> Iterator[None]:
     """A folder with the configurations and the checkpoints that they name, and no network."""
 
-    def resnet50(weights, **kwargs):
+    def resnet(weights, **kwargs):
         fetched.append(str(weights))
-        return torchvision.models.resnet50().state_dict()
+        name = type(weights).__name__.removesuffix("_Weights").lower()
+        return torchvision.models.get_model(name).state_dict()
 
     def load_pretrained(model, pretrained_cfg, **kwargs):
         fetched.append(pretrained_cfg["hf_hub_id"])
 
+    def whole_clip(weights):
+        assert Path(weights).name == card("clip-rn50").file
+        fetched.append(weights)
+        return clip("RN50-quickgelu").state_dict()
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torchvision.models.WeightsEnum, "get_state_dict", resnet50)
+        patch.setattr(torchvision.models.WeightsEnum, "get_state_dict", resnet)
         patch.setattr("timm.models._builder.load_pretrained", load_pretrained)
+        patch.setattr("robustguide.checkpoints.off_the_shelf.tensors_of", whole_clip)
         # The commands are the real ones, up to the moment when the trainer would start.
         patch.setattr(command_line.CommandLine, "_run_subcommand", lambda self, subcommand: None)
         # Lightning 2.6 calls what jsonargparse 5 will drop.
@@ -597,6 +610,63 @@ def test_the_interval_holds_the_published_steps():
     inside = [i for i, level in enumerate(levels) if within.sigma_min < level <= within.sigma_max]
     assert inside == list(range(17, 23))
     assert term.scales == (1.0,)  # weight 2
+
+
+# Ma et al. (2023), tables 7 and 8; the commands in the README of AlexMaOLS/EluCD
+ELUCD = {"elucd": (3.0, "Tempered", (1.0, 0.5)), "elucd_edm": (5.0, "RawLogit", (1.0, 0.0))}
+
+
+@pytest.mark.parametrize("setting", ELUCD)
+def test_published_settings_of_elucd(setting):
+    beta, objective, temperatures = ELUCD[setting]
+    model = of(f"overlay/{setting}").model
+    assert list(model.guidance) == ["elucd"]
+    term = getattr(model.guidance["elucd"], "term", model.guidance["elucd"])
+    assert type(term.objective).__name__ == objective
+    assert (term.objective.joint, term.objective.marginal) == temperatures
+    smooth = term.classifier
+    assert (smooth.beta, smooth.classifier.size) == (beta, None)
+    assert {smooth.classifier.mean.device.type, smooth.classifier.std.device.type} == {"meta"}
+    blocks = [name for name in smooth.state_dict() if name.endswith("conv3.weight")]
+    assert len(blocks) == 33  # of a ResNet-101
+    x = torch.zeros(2, *model.denoiser.shape, device="meta")
+    y = torch.zeros(2, dtype=torch.long, device="meta")
+    guided = Guided(model.denoiser, dict(model.guidance.items()), model.sampler.clip)
+    assert guided.displaced(x, x.new_ones(2), y).shape == x.shape
+
+
+def test_published_samplers_of_elucd():
+    sampler = of("overlay/elucd").model.sampler
+    assert sampler.guidance_variance == Sine(0.3) and type(sampler.variance) is Learned
+    assert (len(sampler.grid.sigmas()) - 1, sampler.clip) == (250, 1.0)
+    for command, steps, strength in zip(
+        commands("configs/overlay/elucd_edm.yaml"), (18, 36), (0.004, 0.0018), strict=True
+    ):
+        sampler = built(command).model.sampler
+        assert len(sampler.grid.sigmas()) - 1 == steps and sampler.state_dtype == "float64"
+        assert sampler.nudge == Nudge(strength, 0.3)
+
+
+def test_elucd_on_latents_moves_the_channels_that_are_published():
+    guidance = of("overlay/elucd_dit").model.guidance
+    assert set(guidance) == {"classifier_free", "elucd"}
+    free, matched = guidance["classifier_free"], guidance["elucd"].term
+    assert free.scales == (0.5,) and free.term.count == matched.second.count == 3
+    assert matched.first.term.count == 3 and matched.first.every == 5
+    assert guidance["elucd"].scales == (1.5,) and matched.moves_denoised
+
+
+def test_universal_guidance_by_prompts():
+    """Bansal et al. (2023), README: the weight and the repeats for CLIP on ADM at 256 px."""
+    model = of("overlay/universal").model
+    (term,) = model.guidance.values()
+    assert (term.weight, term.descent, model.sampler.repeats) == (2.0, None, 10)
+    assert term.num_classes == model.denoiser.num_classes == 2
+    assert (term.loss.objective, term.loss.classifier.size) == (RawLogit(), 224)
+    x = torch.zeros(2, 3, 256, 256, device="meta")
+    guided = Guided(model.denoiser, dict(model.guidance.items()), model.sampler.clip)
+    y = torch.zeros(2, dtype=torch.long, device="meta")
+    assert guided.predict(x, x.new_ones(2), y).denoised.shape == x.shape
 
 
 def leaves(value, where=()):

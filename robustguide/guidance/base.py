@@ -213,9 +213,20 @@ class Guidance(nn.Module):
         """Networks that it compares with the guided one."""
         return ()
 
+    def check(self, denoiser: Denoiser) -> None:
+        """Refuses a denoiser for a reason of the term's own.
+
+        Raises:
+            ValueError: See the terms.
+        """
+
     def is_active(self, place: Place) -> bool:
         """Whether any row can be moved here, as far as the host knows; else nothing is asked."""
         return True
+
+    def wants_graph(self, place: Place) -> bool:
+        """Whether it needs the graph here; a term made of others may need it at some levels."""
+        return self.needs_graph
 
     def branches(self, y: Tensor, null: Tensor, place: Place) -> tuple[Branch, ...]:
         """Evaluations that the term will certainly ask for, so that they run in one batch."""
@@ -268,6 +279,7 @@ class Guided(Denoiser):
             for classifier in term.classifiers():
                 check_shape(f"Term {name!r}", classifier, denoiser)
             check_names(f"Term {name!r}", term.class_names, denoiser)
+            term.check(denoiser)
 
     def _check_classes(self, name: str, term: Guidance) -> None:
         if term.num_classes in (None, self.num_classes):
@@ -352,28 +364,28 @@ class Guided(Denoiser):
     ) -> "_Look":
         place = place or Place()
         terms = {name: term for name, term in terms.items() if term.is_active(place)}
-        needs_graph = any(term.needs_graph for term in terms.values())
+        needs_graph = any(term.wants_graph(place) for term in terms.values())
         state = x.detach().requires_grad_() if needs_graph else x
         evaluate = Evaluations(self.denoiser, state, sigma)
         null = self.null(y)
         steps = {}
         for name, term in terms.items():
             steps[name] = Step(
-                x=state if term.needs_graph else x,
+                x=state if term.wants_graph(place) else x,
                 sigma=sigma,
                 y=y,
                 null=null,
                 place=place,
                 evaluate=evaluate,
-                shown=self._shown(term, needs_graph),
+                shown=self._shown(term, needs_graph and not term.wants_graph(place)),
                 memory=self.memory[name],
                 randn_like=self.noises[name],
             )
         return _Look(evaluate, y, terms, steps, needs_graph)
 
-    def _shown(self, term: Guidance, needs_graph: bool) -> Callable[[Tensor], Tensor]:
+    def _shown(self, term: Guidance, detaches: bool) -> Callable[[Tensor], Tensor]:
         clip = (lambda denoised: denoised) if term.moves_denoised else self.clip
-        if needs_graph and not term.needs_graph:
+        if detaches:
             return lambda denoised: clip(denoised.detach())
         return clip
 
@@ -389,32 +401,41 @@ class _Look:
     needs_graph: bool
 
     def prediction(self) -> Prediction:
-        """Of the unguided denoiser; in one batch with the branches that terms surely ask for."""
-        with self._grad():
-            self.evaluate.batch([Branch(self.y), *self._branches()])
-            denoised, fraction = self.evaluate.prediction(Branch(self.y))
-        if self.needs_graph:
-            return Prediction(denoised.detach(), None if fraction is None else fraction.detach())
-        return Prediction(denoised, fraction)
+        """Of the unguided denoiser; in one batch with the branches that terms surely ask for.
+
+        With a graph, in two: a branch that nothing differentiates would only fill the memory.
+        """
+        own = Branch(self.y)
+        if not self.needs_graph:
+            self.evaluate.batch([own, *self._branches(False)])
+            return self.evaluate.prediction(own)
+        with torch.enable_grad():
+            self.evaluate.batch([own, *self._branches(True)])
+        with torch.no_grad():
+            self.evaluate.batch(self._branches(False))
+        denoised, fraction = self.evaluate.prediction(own)
+        return Prediction(denoised.detach(), None if fraction is None else fraction.detach())
 
     def moved(self, moves_denoised: bool) -> Float[Tensor, "b c h w"]:
         """Sum of the displacements of the terms of a kind."""
         moved = torch.zeros_like(self.evaluate.x)
-        with self._grad():
-            for name, term in self.terms.items():
-                if term.moves_denoised == moves_denoised:
-                    moved = moved + term(self.steps[name])
+        for name, term in self.terms.items():
+            if term.moves_denoised == moves_denoised:
+                step = self.steps[name]
+                differentiates = term.wants_graph(step.place)
+                with torch.set_grad_enabled(
+                    differentiates or (torch.is_grad_enabled() and not self.needs_graph)
+                ):
+                    moved = moved + term(step)
         return moved.detach() if self.needs_graph else moved
 
-    def _branches(self) -> list[Branch]:
+    def _branches(self, with_graph: bool) -> list[Branch]:
         asked: list[Branch] = []
         for name, term in self.terms.items():
             step = self.steps[name]
-            asked += term.branches(step.y, step.null, step.place)
+            if term.wants_graph(step.place) == with_graph:
+                asked += term.branches(step.y, step.null, step.place)
         return asked
-
-    def _grad(self) -> AbstractContextManager[object]:
-        return torch.set_grad_enabled(self.needs_graph or torch.is_grad_enabled())
 
 
 def compared(term: Guidance) -> list[Comparison]:
