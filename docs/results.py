@@ -20,7 +20,7 @@ METRICS = {
     "class_accuracy": ("class accuracy", ".3f"),
     "integral_ece": ("integral ECE", ".3f"),
     "denoiser_evaluations": ("denoiser evaluations", ".0f"),
-    "classifier_evaluations": ("classifier evaluations", ".0f"),
+    "classifier_forward": ("classifier evaluations", ".0f"),
     "seconds": ("seconds", ".0f"),
 }
 CURVES = {

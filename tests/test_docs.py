@@ -138,7 +138,7 @@ def demo(folder, seed):
         "frechet/digits_features": 1.0 + seed,
         "integral_ece": 0.25,
         "denoiser_evaluations": 50.0,
-        "classifier_evaluations": 0.0,
+        "classifier_forward": 0.0,
         "seconds": 9.6,
         "n": 1000,
     }

@@ -98,9 +98,16 @@ def test_a_generation_is_measured_on_each_image_once(runs, tmp_path, json_of):
     one, two = map(json_of, folders)
     check_same(one, two)
     assert {metric["n"] for metric in two["metrics"].values()} == {21}
-    rows = ("denoiser_evaluations", "classifier_evaluations", "observer_evaluations")
+    rows = (
+        "denoiser_evaluations",
+        "classifier_forward",
+        "classifier_backward",
+        "observer_forward",
+    )
     assert (
-        [one["cost"][name] for name in rows] == [two["cost"][name] for name in rows] == [5, 5, 3]
+        [one["cost"][name] for name in rows]
+        == [two["cost"][name] for name in rows]
+        == [5, 5, 5, 3]
     )
     # the grid shows images 0 to 6, though each process made every other one
     grids = [load_file(folder / "samples.safetensors")["pixels"] for folder in folders]
@@ -116,7 +123,7 @@ def test_a_process_without_an_image_is_refused(runs, tmp_path):
     assert not (tmp_path / "two/results.json").exists()
 
 
-def test_predictions_are_written_once(runs, tmp_path):
+def test_predictions_are_written_once(runs, tmp_path, json_of):
     config = generation(runs, count=11)
     config["trainer"]["callbacks"] = [tiny.spec("callbacks.SampleWriter")]
     one, two = both(tmp_path, "predict", config)
@@ -125,8 +132,11 @@ def test_predictions_are_written_once(runs, tmp_path):
     assert (one / "samples.jsonl").read_text() == (two / "samples.jsonl").read_text()
     lines = [json.loads(line) for line in (two / "samples.jsonl").read_text().splitlines()]
     assert [line["index"] for line in lines] == list(range(11))
-    (two / "images/00000003.png").unlink()
-    tiny.run(two, "predict", tiny.merged(config, TWO))
+    assert json_of(two)["cost"]["denoiser_evaluations"] == 5
+    for name in ("images/00000003.png", "results.json"):
+        (two / name).unlink()
+    tiny.run(two, "predict", tiny.merged(config, TWO))  # one of them has nothing to do
+    assert json_of(two)["cost"]["denoiser_evaluations"] == 5
     again = {path.name: path.read_bytes() for path in two.glob("images/*.png")}
     assert again == files[0]
 

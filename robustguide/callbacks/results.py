@@ -10,15 +10,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
+from torch import distributed
 
 from robustguide.callbacks.reporting import Reporting, callbacks_of, run_folder
 from robustguide.checkpoints import cards, sha256_of
 from robustguide.checkpoints.cards import present
 from robustguide.files import whole
+from robustguide.machine.memory import peak_memory
 
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".pkl")
 PACKAGES = ("robustguide", "torch", "torchvision", "lightning", "torchmetrics", "numpy")
@@ -34,25 +35,13 @@ class Results(Callback):
         """Starts the clock."""
         self.started = time.perf_counter()
 
-    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Writes the file."""
-        self._write(trainer, module, "fit")
+    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        """Writes the file; here, since a process without images to predict does not end its loop.
 
-    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Writes the file, where validation is the run and not a part of training."""
-        if trainer.state.fn == "validate":
-            self._write(trainer, module, "validate")
-
-    def on_test_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Writes the file."""
-        self._write(trainer, module, "test")
-
-    def on_predict_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Writes the file."""
-        self._write(trainer, module, "predict")
-
-    def _write(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        if not trainer.is_global_zero:
+        A prediction that found all images there leaves the file of the run that made them.
+        """
+        cost = cost_of(trainer, module)  # all processes tell theirs
+        if not trainer.is_global_zero or cost is None:
             return
         reports = [c for c in callbacks_of(trainer) if isinstance(c, Reporting)]
         results = {
@@ -61,22 +50,44 @@ class Results(Callback):
                 name: value for report in reports for name, value in report.metrics.items()
             },
             "curves": {name: curve for report in reports for name, curve in report.curves.items()},
-            "cost": self._cost(trainer, module),
+            "cost": {
+                "seconds": round(time.perf_counter() - self.started, 3),
+                "steps": trainer.global_step,
+                **cost,
+            },
         }
         with whole(run_folder(trainer) / "results.json") as part:
             part.write_text(json.dumps(finite(results), indent=1, allow_nan=False))
 
-    def _cost(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
-        cost: dict[str, Any] = {"seconds": round(time.perf_counter() - self.started, 3)}
-        cost["steps"] = trainer.global_step
-        if torch.cuda.is_available():
-            cost["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
-        evaluated: Any = getattr(module, "evaluated", None)
-        if evaluated is not None:
-            rows = asdict(evaluated)
-            images = max(rows.pop("images"), 1)
-            cost |= {f"{name}_evaluations": count / images for name, count in rows.items()}
+
+def cost_of(trainer: Trainer, module: LightningModule) -> dict[str, Any] | None:
+    """Peak memory of the process that needs most; means over the images that all of them made.
+
+    Null for a module that was to make images, and made none.
+    """
+    memory, kind = peak_memory(trainer.strategy.root_device)
+    evaluated: Any = getattr(module, "evaluated", None)
+    mine = (memory, {} if evaluated is None else asdict(evaluated))
+    memories, sums = zip(*of_all(trainer, mine), strict=True)
+    peak = None if None in memories else max(memories)
+    cost: dict[str, Any] = {"peak_memory_bytes": peak, "peak_memory_kind": kind}
+    if evaluated is None:
         return cost
+    total = {name: sum(part[name] for part in sums) for name in sums[0]}
+    images, seconds = total.pop("images"), total.pop("seconds")
+    if images == 0:
+        return None
+    cost["seconds_per_image"] = seconds / images
+    return cost | {name: rows / images for name, rows in total.items()}
+
+
+def of_all(trainer: Trainer, mine: Any) -> list[Any]:
+    """What each process has; all of them must ask."""
+    parts = [mine]
+    if distributed.is_available() and distributed.is_initialized():
+        parts *= trainer.world_size
+        distributed.all_gather_object(parts, mine)
+    return parts
 
 
 def finite(value: Any) -> Any:

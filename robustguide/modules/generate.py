@@ -4,9 +4,9 @@ import torch
 from lightning import LightningModule
 from torch import Tensor
 
-from robustguide.guidance import Guidance, Guided, check_observer, terms_of
+from robustguide.guidance import Guidance, Guided, check_gradients, check_observer, terms_of
 from robustguide.interfaces import Classifier, Codec, Denoiser, from_pixels
-from robustguide.modules.cost import Evaluated, counted
+from robustguide.modules.cost import Evaluated, counted, timed
 from robustguide.samplers import Observation, Sampler, SeededNoise
 from robustguide.samplers.base import Observe
 
@@ -45,6 +45,7 @@ class Generation(LightningModule):
             )
         sampler.check(denoiser)
         Guided(denoiser, guidance, sampler.clip)
+        check_gradients(denoiser, guidance or {})
         if observer is not None:
             check_observer(observer, denoiser)
         self.denoiser = denoiser
@@ -85,8 +86,8 @@ class Generation(LightningModule):
         index, y = batch
         noise = SeededNoise(index.tolist())
         x = self.sampler.start(noise.draw(self.denoiser.shape, self.device), self.denoiser)
-        with counted(self.denoiser, self.guidance, self.evaluated):
-            terms = terms_of(self.guidance)
+        terms, cost = terms_of(self.guidance), self.evaluated
+        with timed(cost, self.device), counted(self.denoiser, self.guidance, cost):
             images = self.sampler(self.denoiser, terms, x, y, noise, observe)
         self.evaluated.images += len(index)
         return {"images": self.shown(images.float()), "y": y, "index": index}
@@ -103,22 +104,24 @@ class Generation(LightningModule):
 
         Logits only with an observer, at the watched steps.
         """
-        denoised: list[Tensor] = []
-        logits: list[Tensor] = []
+        seen: list[Tensor] = []
 
         def watch(step: Observation) -> None:
-            if step.place.index not in self.watched:
-                return
-            x_0 = step.denoised.float()
-            denoised.append(x_0 if self.codec is None else self.shown(x_0))
-            if self.observer is not None:
-                self.evaluated.observer += len(step.x)
-                clean = step.x.new_zeros(len(step.x), dtype=torch.float32)
-                # not through its hooks: one that also guides would count these rows as guidance
-                logits.append(self.observer.forward(x_0, clean))
+            if step.place.index in self.watched:
+                seen.append(step.denoised.float())
 
-        answer = self.generate(batch, watch) | {"denoised": torch.stack(denoised)}
-        return answer | {"logits": torch.stack(logits)} if logits else answer
+        answer = self.generate(batch, watch)
+        if self.observer is not None:
+            answer["logits"] = self.read(self.observer, seen)
+        denoised = seen if self.codec is None else [self.shown(x_0) for x_0 in seen]
+        return answer | {"denoised": torch.stack(denoised)}
+
+    @torch.no_grad()
+    def read(self, observer: Classifier, seen: list[Tensor]) -> Tensor:
+        """Logits (watched, b, k) of predicted clean images, after sampling and its count ended."""
+        self.evaluated.observer_forward += sum(len(x_0) for x_0 in seen)
+        clean = seen[0].new_zeros(len(seen[0]))
+        return torch.stack([observer(x_0, clean) for x_0 in seen])
 
     def predict_step(self, batch: Seeds, batch_idx: int) -> dict[str, Tensor]:
         """See `generate`; nothing is watched."""

@@ -26,7 +26,7 @@ COLUMNS = {
     "class_accuracy": "class accuracy",
     "integral_ece": "integral ECE",
     "denoiser_evaluations": "denoiser evaluations",
-    "classifier_evaluations": "classifier evaluations",
+    "classifier_forward": "classifier evaluations",
     "seconds": "seconds",
 }
 

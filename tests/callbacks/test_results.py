@@ -3,6 +3,7 @@
 import hashlib
 import math
 import subprocess
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from robustguide.callbacks import NoiseCurves, Results, results
 from robustguide.checkpoints import build
 from robustguide.data import Images
 from robustguide.modules import RobustClassification
+from robustguide.modules.cost import Evaluated
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +73,6 @@ def test_every_number_has_its_n(generated):
     assert found["metrics"]["integral_ece"]["value"] == pytest.approx(
         sum(found["curves"]["trajectory"]["ece"]) / 3
     )
-    assert found["cost"].keys() >= {"seconds", "denoiser_evaluations", "classifier_evaluations"}
 
 
 def test_training_leaves_its_last_validation(runs, json_of):
@@ -80,6 +81,26 @@ def test_training_leaves_its_last_validation(runs, json_of):
     assert found["metrics"]["accuracy"]["n"] == 60
     assert found["curves"]["classifier"]["sigma"] == [0.1, 1.0]
     assert json_of(runs / "denoiser")["metrics"] == {}
+
+
+def test_cost_of_several_processes(monkeypatch):
+    """Sums over sums, so that a process with more images, or dearer ones, counts as much more."""
+    module = RobustClassification(build(tiny.classifier()), levels=[0.1])
+    module.evaluated = Evaluated(images=3, seconds=6.0, denoiser_evaluations=90)
+    other = asdict(Evaluated(images=1, seconds=1.0, denoiser_evaluations=50, decoder_calls=2))
+    memory = 2**50
+    monkeypatch.setattr(results, "of_all", lambda trainer, mine: [mine, (memory, other)])
+    trainer = tiny.trainer(".")
+    found = results.cost_of(trainer, module)
+    assert found["denoiser_evaluations"] == (90 + 50) / 4 and found["decoder_calls"] == 2 / 4
+    assert found["seconds_per_image"] == 7 / 4 and found["peak_memory_bytes"] == memory
+    assert "images" not in found and "seconds" not in found
+
+
+def test_cost_of_what_makes_no_images(runs, json_of):
+    found = json_of(runs / "classifier")["cost"]
+    assert found.keys() == {"seconds", "steps", "peak_memory_bytes", "peak_memory_kind"}
+    assert found["peak_memory_bytes"] > 2**26 and "resident" in found["peak_memory_kind"]
 
 
 class Odd(NoiseCurves):

@@ -141,8 +141,10 @@ def test_what_is_there_is_not_made_again(predicted, runs):
 def test_nothing_left_to_do(predicted, runs):
     folder, _ = predicted
     (folder / "samples.jsonl").unlink()
+    before = (folder / "results.json").read_bytes()
     cli = predict(runs, folder)
     assert cli.model.evaluated.images == 0 and len(lines(folder)) == 10
+    assert (folder / "results.json").read_bytes() == before  # of the run that made them
 
 
 def test_more_of_the_same(predicted, runs):

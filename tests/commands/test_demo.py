@@ -15,8 +15,8 @@ METHOD_KEYS = {
     "integral_ece",
     "n",
     "denoiser_evaluations",
-    "classifier_evaluations",
-    "observer_evaluations",
+    "classifier_forward",
+    "observer_forward",
     "seconds",
 }
 
@@ -103,7 +103,7 @@ def test_the_robust_classifier_is_more_robust_where_the_plain_one_beats_chance(r
 def test_costs_are_those_of_fifty_steps(results):
     _, found = results
     rows = {
-        name: (m["denoiser_evaluations"], m["classifier_evaluations"], m["observer_evaluations"])
+        name: (m["denoiser_evaluations"], m["classifier_forward"], m["observer_forward"])
         for name, m in found["methods"].items()
     }
     assert rows == {

@@ -120,7 +120,8 @@ def test_predictions_are_not_watched(denoiser, classifier, ancestral):
     module = Generation(denoiser, ancestral, observer=classifier)
     answer = module.predict_step((torch.arange(3), torch.arange(3)), 0)
     assert answer.keys() == {"images", "y", "index"}
-    assert module.evaluated.observer == 0 and module.evaluated.denoiser == 30
+    assert module.evaluated.observer_forward == 0
+    assert module.evaluated.denoiser_evaluations == 30
 
 
 def test_nothing_is_trained(denoiser, classifier, ancestral):
