@@ -237,7 +237,7 @@ def sampling(runs):
         (
             "guidance.classifier.init_args.scale",
             float("nan"),
-            r"scale must be a finite number, got nan",
+            r"scale must be a finite number of at least 0, got nan; scale 0",
         ),
         ("sampler.init_args.clip", -1.0, r"clip must be a positive number or null, got -1"),
         (
@@ -253,10 +253,127 @@ def test_a_sampling_that_cannot_be(complaint, sampling, path, value, said):
     assert code == 1 and re.search(said, message), message
 
 
+TERM = "guidance.classifier.init_args.term"
+FREE = tiny.spec("guidance.ClassifierFree")
+CLOSED = """
+import torch
+from robustguide.interfaces import Classifier
+
+class Closed(Classifier):
+    num_classes = 10
+
+    def forward(self, x, sigma):
+        with torch.no_grad():
+            return torch.stack([x.mean((1, 2, 3)) * k for k in range(10)], 1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (
+            "guidance.classifier.init_args.scale",
+            -2.0,
+            r"scale must be a finite number of at least 0, got -2\.0; scale 0 \(or weight 1\)",
+        ),
+        (
+            "guidance.classifier",
+            tiny.spec("guidance.Scaled", scale=1.0, weight=2.0, term=FREE),
+            r"either scale .* or weight .* got scale=1\.0 and weight=2\.0",
+        ),
+        (
+            "guidance.classifier",
+            tiny.spec("guidance.Within", sigma_min=-0.1, sigma_max=2.0, term=FREE),
+            r"Within needs 0 <= sigma_min < sigma_max, got -0\.1 and 2\.0",
+        ),
+        (
+            "guidance.classifier",
+            tiny.spec("guidance.Within", sigma_min=5.0, sigma_max=2.0, term=FREE),
+            r"got 5\.0 and 2\.0",
+        ),
+        (
+            "guidance.classifier",
+            tiny.spec("guidance.WithinSteps", first=-1, last=4, term=FREE),
+            r"Steps count from 0, got first=-1",
+        ),
+        (
+            "guidance.guide",
+            tiny.spec(
+                "guidance.Autoguidance",
+                reference=tiny.merged(
+                    tiny.denoiser(shape=[1, 4, 4]), {"init_args": {"shape": [1, 4, 4]}}
+                ),
+            ),
+            r"Term 'guide': the reference makes 1 x 4 x 4, the denoiser 1 x 8 x 8; give a ref",
+        ),
+        (
+            "guidance.guide",
+            tiny.spec("guidance.Autoguidance"),
+            r"worse version of the network: another network as `reference`",
+        ),
+        (
+            "guidance.stabilized",
+            tiny.spec(
+                "guidance.Stabilized", term=FREE, stabilizer=tiny.spec("guidance.EMA", decay=0.5)
+            ),
+            r"Stabilized changes a gradient, and ClassifierFree moves .*; give it a score term",
+        ),
+        (
+            f"{TERM}.init_args.classifier",
+            {"class_path": "my_classifiers.Closed"},
+            r"Term 'classifier' needs a gradient of the classifier \(Closed\) .* blank one of "
+            r"1 x 8 x 8 the graph .*no_grad.* or guide by robustguide\.guidance\.GradientFree",
+        ),
+    ],
+)
+def test_guidance_that_cannot_be(complaint, sampling, tmp_path, monkeypatch, path, value, said):
+    """Refused before anything is sampled."""
+    (tmp_path / "my_classifiers.py").write_text(CLOSED)
+    monkeypatch.syspath_prepend(tmp_path)
+    code, message = complaint("test", changed(sampling, f"model.init_args.{path}", value))
+    assert code == 1 and re.search(said, message), message
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (
+            f"{TERM}.class_path",
+            "robustguide.guidance.ClasifierGuidance",
+            r"robustguide\.guidance has no 'ClasifierGuidance' \(did you mean ClassifierGuidance",
+        ),
+        (
+            "guidance.new",
+            tiny.spec("guidance.Elucidated"),
+            r"guidance: .*robustguide\.guidance has no 'Elucidated'",
+        ),
+        (
+            f"{TERM}.init_args.view",
+            tiny.spec("guidance.AtDenoise"),
+            r"robustguide\.guidance has no 'AtDenoise' \(did you mean AtDenoised",
+        ),
+        (
+            f"{TERM}.init_args.view",
+            FREE,
+            r"view: .*ClassifierFree .* a subclass of View",
+        ),
+        (
+            "guidance.stabilized",
+            tiny.spec("guidance.Stabilized", term=FREE, stabilizer=tiny.spec("guidance.Emma")),
+            r"robustguide\.guidance has no 'Emma'",
+        ),
+        ("guidance.classifier.init_args.scale", "strong", r"scale: expected .*, got strong"),
+    ],
+)
+def test_guidance_that_is_not_there(complaint, sampling, path, value, said):
+    code, message = complaint("test", changed(sampling, f"model.init_args.{path}", value))
+    assert code == 2 and re.search(said, message), message
+
+
 def test_the_scale_may_be_changed_from_the_command_line(complaint, sampling):
     word = "--model.guidance.classifier.scale=.nan"
     code, message = complaint("test", sampling, word)
-    assert code == 1 and "must be a finite number, got nan" in message
+    assert code == 1 and "must be a finite number of at least 0, got nan" in message
     code, message = complaint("test", sampling, word.replace("scale", "scal"))
     assert code == 2 and "takes no 'scal' (did you mean scale?)" in message
 

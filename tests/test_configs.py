@@ -112,10 +112,10 @@ def write_checkpoint(path):
     """What training would have left under this path."""
     num_classes, shape = next(made for key, made in SHAPES.items() if key in path)
     described = tiny(Path(path).stem, num_classes, shape)
-    if "resnet" in path:  # one that has the activations which some configurations replace
-        net = {"class_path": "torchvision.models.resnet18"}
-        net["dict_kwargs"] = {"num_classes": num_classes}
-        shelf = dict(net=net, num_classes=num_classes, mean=[0.5] * 3, std=[0.5] * 3)
+    if "digits_clean" in path:  # with the activations that some configurations replace
+        net = dict(shape=shape, num_logits=num_classes, width=4, activation="relu")
+        net = specification("robustguide.nets.MLP", **net)
+        shelf = dict(net=net, num_classes=num_classes, mean=[0.5], std=[0.5])
         described = specification("robustguide.classifiers.OffTheShelf", **shelf)
     names = [str(y) for y in range(num_classes)]
     network = build(described)

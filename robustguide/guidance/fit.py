@@ -3,14 +3,25 @@
 Asked when a configuration is read, before anything is sampled.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Protocol, runtime_checkable
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from robustguide.classifiers import Decoded, NoiseConditioned, Resized
+from robustguide.classifiers import Decoded, NoiseConditioned, Resized, Smooth
 from robustguide.interfaces import Classifier, Denoiser
 
 PIXELS = 1, 3  # channels of images; what has others are latents
+
+
+@runtime_checkable
+class Differentiating(Protocol):
+    """What takes gradients of classifiers: a term of guidance."""
+
+    def differentiated(self) -> tuple[Classifier, ...]:
+        """Those whose gradient it takes."""
 
 
 def check_shape(what: str, classifier: Classifier, denoiser: Denoiser) -> None:
@@ -44,7 +55,7 @@ def check_names(what: str, names: Sequence[str], denoiser: Denoiser) -> None:
     """
     theirs = class_names(denoiser)
     labels = {name: label for label, name in enumerate(theirs)}
-    moved = [k for k, name in enumerate(names) if labels.get(name, k) != k]
+    moved = [k for k, name in enumerate(names) if name in labels and theirs[k : k + 1] != (name,)]
     if not moved:
         return
     first = names[moved[0]]
@@ -73,11 +84,71 @@ def check_observer(observer: Classifier, denoiser: Denoiser) -> None:
     check_names("The observer, for Relabelled", class_names(observer), denoiser)
 
 
+def check_gradients(denoiser: Denoiser, terms: Mapping[str, Differentiating]) -> None:
+    """Takes one gradient of every classifier that is differentiated, at one blank image.
+
+    Costs each of them one image forward and backward, on the device where it lies. Modes and
+    `.grad` stay as they are. What is on the meta device is not asked.
+
+    Raises:
+        ValueError: A classifier has no gradient there.
+    """
+    asked: set[Classifier] = set()
+    for name, term in terms.items():
+        for classifier in term.differentiated():
+            if classifier not in asked:
+                asked.add(classifier)
+                _check_gradient(f"Term {name!r}", classifier, denoiser.shape)
+
+
+def _check_gradient(what: str, classifier: Classifier, shape: tuple[int, int, int]) -> None:
+    default = torch.get_default_device()
+    tensors = chain(classifier.parameters(), classifier.buffers())
+    device = next((tensor.device for tensor in tensors), default)
+    if "meta" in (device.type, default.type):
+        return
+    x = torch.zeros(1, *shape, device=device)
+    modes = {module: module.training for module in classifier.modules()}
+    try:
+        happened = _broken(classifier.eval(), x)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    if happened:
+        raise ValueError(
+            f"{what} needs a gradient of {titled(classifier, 'classifier')} "
+            f"({type(classifier).__name__}) at its image, and at a blank one of {shown(shape)} "
+            f"{happened}. Let the gradient through, or guide by robustguide.guidance.GradientFree,"
+            " which needs none."
+        )
+
+
+def _broken(classifier: Classifier, x: Tensor) -> str:
+    """Why a classifier has no gradient at x; empty where it has one, be it 0."""
+    try:
+        with torch.enable_grad():
+            logits = classifier(x.requires_grad_(), x.new_ones(len(x)))
+            found: tuple[Tensor | None, ...] = (None,)
+            if logits.requires_grad:
+                found = torch.autograd.grad(logits.sum(), x, allow_unused=True)
+    except (NotImplementedError, torch.OutOfMemoryError):  # of this device, in this precision
+        return ""
+    except (RuntimeError, TypeError) as error:
+        return f"it failed ({error})"
+    if found[0] is not None:
+        return ""
+    return (
+        "the graph of its logits ends before (no_grad, detach, argmax, bytes or numpy inside, or "
+        "torch.inference_mode around)"
+    )
+
+
 def class_names(module: nn.Module) -> tuple[str, ...]:
-    """Names of the classes that a checkpoint tells; none where they are numbers."""
-    if isinstance(module, Resized | Decoded | NoiseConditioned):
+    """Names of the classes that a module tells; none where they are numbers."""
+    if isinstance(module, Resized | Decoded | NoiseConditioned | Smooth):
         return class_names(module.classifier)
     names = getattr(getattr(module, "metadata", None), "class_names", ())
+    names = names or getattr(module, "class_names", ())  # of a denoiser: its prompts
     return () if names == tuple(map(str, range(len(names)))) else tuple(names)
 
 

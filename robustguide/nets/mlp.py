@@ -1,15 +1,19 @@
 """Residual networks on flattened pixels, for images too small for convolutions to pay.
 
-A block is `h + W_2 SiLU(shift + (1 + scale) * W_1 LayerNorm(h))`, with shift and scale read from
+A block is `h + W_2 act(shift + (1 + scale) * W_1 LayerNorm(h))`, with shift and scale read from
 an embedding of the noise level and, for a denoiser, of the label.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor, nn
 
 from robustguide.nets.adm_blocks import timestep_embedding
+
+Activation = Literal["silu", "relu"]
+ACTIVATIONS = {"silu": nn.SiLU, "relu": nn.ReLU}
 
 
 class ModulatedBlock(nn.Module):
@@ -19,14 +23,17 @@ class ModulatedBlock(nn.Module):
         width: Features in and out.
         embedding: Width of the embedding that modulates it.
         dropout: Share of hidden features dropped in training.
+        activation: What makes it nonlinear.
     """
 
-    def __init__(self, width: int, embedding: int, dropout: float) -> None:
+    def __init__(self, width: int, embedding: int, dropout: float, activation: Activation) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.modulation = nn.Linear(embedding, 2 * width)
         self.enter = nn.Linear(width, width)
-        self.leave = nn.Sequential(nn.SiLU(), nn.Dropout(dropout), nn.Linear(width, width))
+        self.leave = nn.Sequential(
+            ACTIVATIONS[activation](), nn.Dropout(dropout), nn.Linear(width, width)
+        )
         nn.init.zeros_(self.leave[-1].weight)
         nn.init.zeros_(self.leave[-1].bias)
 
@@ -38,8 +45,9 @@ class ModulatedBlock(nn.Module):
 class MLP(nn.Module):
     """Residual network of an image and a noise level, and of a label where it has labels.
 
-    Called as `net(x, t, y)` with labels and as `net(x, t)` without. It answers with an image like
-    x (a denoiser) or with `num_logits` logits (a classifier).
+    Called as `net(x, t, y)` with labels and as `net(x, t)` without, or as `net(x)` where it is not
+    told the noise level. It answers with an image like x (a denoiser) or with `num_logits` logits
+    (a classifier).
 
     Args:
         shape: Channels, height and width of the images.
@@ -49,6 +57,7 @@ class MLP(nn.Module):
         width: Features.
         depth: Blocks.
         dropout: Share of hidden features dropped in training.
+        activation: What makes the blocks nonlinear.
     """
 
     def __init__(
@@ -60,6 +69,7 @@ class MLP(nn.Module):
         width: int = 256,
         depth: int = 3,
         dropout: float = 0.0,
+        activation: Activation = "silu",
     ) -> None:
         super().__init__()
         self.shape = tuple(shape)
@@ -68,12 +78,15 @@ class MLP(nn.Module):
         self.embed = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.labels = nn.Embedding(num_classes + num_null_labels, width) if num_classes else None
         self.enter = nn.Linear(size, width)
-        self.blocks = nn.ModuleList(ModulatedBlock(width, width, dropout) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            ModulatedBlock(width, width, dropout, activation) for _ in range(depth)
+        )
         self.norm = nn.LayerNorm(width)
         self.leave = nn.Linear(width, num_logits or size)
         self.answers_image = num_logits is None
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+        t = x.new_zeros(len(x)) if t is None else t
         embedding = self.embed(timestep_embedding(t, self.width).to(x.dtype))
         if self.labels is not None:
             if y is None:

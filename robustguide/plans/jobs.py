@@ -48,6 +48,7 @@ def run_jobs(
     logs: Path,
     workers: int,
     show: Callable[[str, str, float, bool], None],
+    failures: dict[str, JobError] | None = None,
 ) -> dict[str, float]:
     """Runs all jobs, as many at a time as there are workers, each with its share of the cores.
 
@@ -56,13 +57,15 @@ def run_jobs(
         logs: Folder for what they print.
         workers: Processes at a time.
         show: Called with a job's name, the last line that it printed, the seconds it has run and
-            whether it has ended.
+            whether it has ended well.
+        failures: Takes the errors of jobs that fail and that no other one needs, by name, while
+            the others go on. Without it the first failure ends all.
 
     Returns:
-        Seconds that each job took.
+        Seconds that each job took which ended well.
 
     Raises:
-        JobError: When one fails; the others are ended.
+        JobError: When one fails and failures are not taken; the others are ended.
     """
     logs.mkdir(parents=True, exist_ok=True)
     waiting, running, seconds = list(jobs), list[Running](), dict[str, float]()
@@ -83,7 +86,8 @@ def run_jobs(
                 ended = not one.process.is_alive()
                 if ended:
                     running.remove(one)
-                    finish(one)
+                    ended = finish(one, failures)
+                if ended:
                     seconds[one.job.name] = round(lasted, 1)
                 show(one.job.name, last_line(one.log), lasted, ended)
     finally:
@@ -121,16 +125,21 @@ def logged(args: Sequence[str], log: str) -> None:
     runpy.run_module("robustguide", run_name="__main__")
 
 
-def finish(one: Running) -> None:
-    """Raises for a job that failed."""
+def finish(one: Running, failures: dict[str, JobError] | None) -> bool:
+    """Whether a job that is over ended well; raises where it did not and no failures are taken."""
     one.process.join()
-    if one.process.exitcode:
-        tail = "\n".join(one.log.read_text(errors="replace").splitlines()[-15:])
-        command = " ".join(one.job.args)
-        raise JobError(
-            f"`robustguide {command}` ended with exit code {one.process.exitcode}; "
-            f"see {one.log}:\n{tail}"
-        )
+    if not one.process.exitcode:
+        return True
+    tail = "\n".join(one.log.read_text(errors="replace").splitlines()[-15:])
+    command = " ".join(one.job.args)
+    error = JobError(
+        f"`robustguide {command}` ended with exit code {one.process.exitcode}; "
+        f"see {one.log}:\n{tail}"
+    )
+    if failures is None:
+        raise error
+    failures[one.job.name] = error
+    return False
 
 
 def last_line(log: Path) -> str:

@@ -11,16 +11,22 @@ from robustguide.classifiers import Decoded, OffTheShelf, Relabelled, Resized
 from robustguide.denoisers import Unconditional
 from robustguide.guidance import (
     ClassifierGuidance,
+    ClassifierLoss,
+    Confused,
+    GradientFree,
     Guided,
     Reference,
     Scaled,
+    Switched,
+    Universal,
     Within,
+    check_gradients,
     check_observer,
 )
 from robustguide.interfaces import Classifier, Codec, Denoiser, Prediction
 from robustguide.modules import Generation
 from robustguide.noise import RhoGrid
-from robustguide.samplers import Heun
+from robustguide.samplers import Heun, sample
 
 
 class Picture(Denoiser):
@@ -266,3 +272,150 @@ def test_exact_oracles_are_not_refused():
     Guided(ExactDenoiser(mixture), {"c": ClassifierGuidance(ExactClassifier(mixture))})
     with pytest.raises(ValueError, match="for labels of 3 classes"):
         Guided(ExactDenoiser(mixture), {"c": ClassifierGuidance(ExactClassifier(plane()))})
+
+
+class Closed(Reader):
+    """Reads an image in a way through which no gradient goes."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way = way
+
+    def forward(self, x, sigma):
+        return self.way(super().forward(x, sigma), x)
+
+
+def without_a_graph(logits, x):
+    with torch.no_grad():
+        return logits * 1
+
+
+CLOSED = {
+    "detached": lambda logits, x: logits.detach(),
+    "no_grad": without_a_graph,
+    "argmax": lambda logits, x: F.one_hot(logits.argmax(-1), 4).float(),
+    "bytes": lambda logits, x: logits.to(torch.uint8).float(),
+    "numpy, detached": lambda logits, x: torch.from_numpy(logits.detach().numpy()),
+    "numpy": lambda logits, x: torch.from_numpy(logits.numpy()),
+    "in place": lambda logits, x: x.mul_(2).mean((1, 2, 3))[:, None] * torch.arange(4),
+    "its own numbers": lambda logits, x: torch.ones(len(x), 4, requires_grad=True) * 2,
+}
+
+
+@pytest.mark.parametrize("way", CLOSED)
+def test_a_classifier_without_a_gradient_is_refused(way):
+    failed = "it failed" if way in ("numpy", "in place") else "the graph of its logits ends before"
+    message = (
+        r"Term 'robust' needs a gradient of the classifier \(Closed\) at its image, and at a "
+        rf"blank one of 3 x 8 x 8 {failed} .*GradientFree, which needs none\."
+    )
+    with pytest.raises(ValueError, match=message):
+        made(Picture(), Closed(CLOSED[way]))
+    term = {"robust": Scaled(ClassifierGuidance(Closed(CLOSED[way])), 0.0)}
+    with pytest.raises(ValueError, match=message):
+        sample(Picture(), term, labels=[0])
+
+
+def test_the_message_without_a_gradient_names_the_file():
+    classifier = Closed(CLOSED["detached"])
+    describe(classifier, "classifier", card="plain")
+    with pytest.raises(ValueError, match=r"of the classifier of card 'plain' \(Closed\)"):
+        made(Picture(), classifier)
+
+
+def test_a_classifier_without_a_gradient_may_observe_and_choose_references():
+    classifier = Closed(CLOSED["argmax"])
+    assert runs(Picture(), Reader(), observer=classifier)
+    check_gradients(Picture(), {"free": GradientFree(Confused(classifier))})
+    loss = Universal(ClassifierLoss(classifier), forward=1.0)
+    with pytest.raises(ValueError, match=r"Term 'loss' needs a gradient"):
+        check_gradients(Picture(), {"free": GradientFree(Confused(classifier)), "loss": loss})
+
+
+def test_gradients_stay_where_inference_mode_is_around():
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"torch\.inference_mode around"):
+        check_gradients(Picture(), {"term": ClassifierGuidance(Reader())})
+
+
+class Learned(Classifier):
+    """Weights, a layer that is frozen, one that drops, one that keeps its own statistics."""
+
+    num_classes, shape = 4, (3, 8, 8)
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Dropout(0.5), nn.Flatten(), nn.Linear(180, 4)
+        )
+        self.rows = []
+
+    def forward(self, x, sigma):
+        assert not self.training and not self.net[2].training
+        self.rows.append(len(x))
+        return self.net(x)
+
+
+def test_asking_for_a_gradient_leaves_no_trace():
+    """One image for each classifier, however many terms have it; nothing is learned or kept."""
+    classifier, other = Learned(), Learned()
+    classifier.train()
+    classifier.net[1].eval()
+    other.eval().requires_grad_(False)
+    state = {key: value.clone() for key, value in classifier.state_dict().items()}
+    numbers = torch.get_rng_state()
+    terms = {
+        "a": ClassifierGuidance(classifier),
+        "b": Scaled(Within(ClassifierGuidance(classifier), 0.1), 2.0),
+        "c": Switched(ClassifierGuidance(other), ClassifierGuidance(classifier), 1.0),
+    }
+    with torch.no_grad():
+        check_gradients(Picture(), terms)
+    assert classifier.rows == other.rows == [1]
+    assert [module.training for module in classifier.net] == [True, False, True, True, True]
+    assert classifier.training and not any(module.training for module in other.modules())
+    assert all(p.grad is None and p.requires_grad for p in classifier.parameters())
+    assert not any(p.requires_grad for p in other.parameters())
+    for key, value in classifier.state_dict().items():
+        assert torch.equal(value, state[key]), key
+    assert torch.equal(torch.get_rng_state(), numbers)
+
+
+def test_a_gradient_is_asked_for_when_it_is_read_and_not_when_it_samples():
+    classifier = Learned()
+    generation = made(Picture(), classifier)
+    assert classifier.rows == [1]
+    generation.generate((torch.arange(2), torch.arange(2)))
+    assert classifier.rows == [1, 2, 2, 2]  # Heun's three evaluations of two steps
+    assert generation.evaluated.classifier_forward == 6
+
+
+def test_networks_without_memory_are_not_asked():
+    with torch.device("meta"):
+        classifier = Learned()
+    check_gradients(Picture(), {"a": ClassifierGuidance(classifier)})
+    assert classifier.rows == []
+    with torch.device("meta"):
+        check_gradients(Picture(), {"a": ClassifierGuidance(Closed(CLOSED["detached"]))})
+
+
+def test_what_a_device_cannot_do_is_left_to_the_run():
+    def lacks(logits, x):
+        raise NotImplementedError("not implemented for 'Half'")
+
+    check_gradients(Picture(), {"a": ClassifierGuidance(Closed(lacks))})
+
+
+def test_a_gradient_of_zero_is_one():
+    """Of a network that has learned nothing yet, or at its top."""
+    for way in (lambda logits, x: 0 * logits, lambda logits, x: logits**2):
+        check_gradients(Picture(), {"a": ClassifierGuidance(Closed(way))})
+
+
+def test_prompts_are_names_of_classes():
+    """A denoiser may say them itself; where one stands twice, each of the two is right."""
+    denoiser, prompts = Picture(num_classes=3), ("a cat", "a dog", "a cat")
+    denoiser.class_names = prompts
+    Guided(denoiser, {"text": ClassifierGuidance(Reader(num_classes=3, names=prompts))})
+    moved = Reader(num_classes=3, names=("a cat", "a cat", "a dog"))
+    with pytest.raises(ValueError, match="class 1 is 'a cat'"):
+        Guided(denoiser, {"text": ClassifierGuidance(moved)})

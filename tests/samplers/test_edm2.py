@@ -7,7 +7,7 @@ from oracles import RecordedNoise, no_noise
 from recorded_edm2 import edm2_denoiser
 from torch.testing import assert_close
 
-from robustguide.guidance import Reference, Scaled
+from robustguide.guidance import edm2_guidance
 from robustguide.interfaces import to_pixels
 from robustguide.noise import RhoGrid
 from robustguide.samplers import Heun, SeededNoise
@@ -55,7 +55,7 @@ def terms(settings, net):
         return {}, []
     guide, calls = (net, []) if settings["gnet"].startswith("same") else watched(settings["gnet"])
     weight = settings["arguments"]["guidance"]
-    return {"guide": Scaled(Reference(guide), weight=weight)}, calls
+    return {"guide": edm2_guidance(weight, guide)}, calls
 
 
 def sampler(arguments):

@@ -7,7 +7,7 @@ from oracles import RecordedNoise, no_noise
 from torch.testing import assert_close
 
 from robustguide.denoisers import EDMDenoiser
-from robustguide.guidance import Reference, Scaled, WithinSteps
+from robustguide.guidance import Within, WithinSteps, edm2_guidance
 from robustguide.nets import DhariwalUNet, SongUNet
 from robustguide.noise import RhoGrid
 from robustguide.samplers import Heun, SeededNoise
@@ -50,7 +50,7 @@ def test_recorded_runs(run):
     conditional, asked = network("edm_dhariwal", DhariwalUNet)
     unconditional, asked_too = network("edm_song_ddpmpp", SongUNet)
     first, last = settings["guidance_interval"] or (0, arguments["num_steps"] - 1)
-    term = Scaled(Reference(unconditional), weight=arguments["G"])
+    term = edm2_guidance(arguments["G"], unconditional)
     terms = {"guide": WithinSteps(term, first, last)} if settings["uncond_net_given"] else None
     churn = {ours: arguments[theirs] for theirs, ours in CHURN.items() if theirs in arguments}
     sampler, noise = Heun(RhoGrid(arguments["num_steps"]), None, "float64", **churn), no_noise
@@ -66,6 +66,19 @@ def test_recorded_runs(run):
     for got, key in ((asked, "cond"), (asked_too, "uncond")):
         want = TENSORS[f"out.{run}.{key}_sigmas"].tolist()
         assert got == pytest.approx(want, rel=1e-12)
+
+
+def test_an_interval_of_noise_counts_every_evaluation_by_its_own_level():
+    """A level inside is asked of the other network as corrector of one step, as predictor too."""
+    conditional, _ = network("edm_dhariwal", DhariwalUNet)
+    unconditional, asked = network("edm_song_ddpmpp", SongUNet)
+    sampler = Heun(RhoGrid(6), None, "float64")
+    levels = sampler.grid.sigmas()
+    term = Within(edm2_guidance(2.0, unconditional), levels[4], levels[2])
+    x = sampler.start(TENSORS["in.latents"][:1], conditional)
+    sampler(conditional, {"guide": term}, x, TENSORS["in.labels_onehot"][:1].argmax(1), no_noise)
+    want = [levels[2], levels[2], levels[3], levels[3]]
+    assert asked == pytest.approx(want, rel=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["class_given", "class_zero", "class_none"])

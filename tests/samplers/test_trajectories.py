@@ -12,12 +12,11 @@ from robustguide.checkpoints.keys_dit import to_ours
 from robustguide.classifiers import Timed
 from robustguide.denoisers import EpsDenoiser
 from robustguide.guidance import (
-    Channels,
-    ClassifierFree,
     ClassifierGuidance,
     Guidance,
     Guided,
     Scaled,
+    dit_classifier_free,
 )
 from robustguide.nets import DiT, EncoderUNet, UNet
 from robustguide.noise import ChainGrid, linear_levels
@@ -126,7 +125,7 @@ def test_dit_guided_at_one_level(dit):
     x_t, t, y = (tensors[f"in.cfg_{name}"][:3] for name in ("x", "t", "y"))
     sigma = torch.tensor(LEVELS.sigmas[t.numpy()], dtype=torch.float32)
     scale = (1 + sigma**2).sqrt().reshape(-1, 1, 1, 1)
-    terms = {"free": Scaled(Channels(ClassifierFree(), 3), weight=description["cfg_scale"])}
+    terms = {"free": dit_classifier_free(description["cfg_scale"])}
     with torch.no_grad():
         prediction = Guided(dit_denoiser(dit), terms).predict(scale * x_t, sigma, y)
     eps_hat = (scale * x_t - prediction.denoised) / sigma.reshape(-1, 1, 1, 1)
@@ -146,7 +145,7 @@ def test_dit_sampling_with_classifier_free_guidance(dit, kind, state_dtype):
     else:
         sampler = Ancestral(grid, state_dtype=state_dtype, variance=Learned())
         noise = RecordedNoise(tensors["in.sample_noise"][:, :3])
-    terms = {"free": Scaled(Channels(ClassifierFree(), 3), weight=description["cfg_scale"])}
+    terms = {"free": dit_classifier_free(description["cfg_scale"])}
     seen = []
     denoiser = dit_denoiser(dit)
     x = sampler.start(tensors["in.sample_x_T"][:3], denoiser)
