@@ -25,6 +25,14 @@ class EMA(WeightAveraging):
         average: Any = get_ema_multi_avg_fn  # not annotated by torch
         super().__init__(use_buffers=False, multi_avg_fn=average(decay))
 
+    def hand_over(self, module: LightningModule) -> None:
+        """Puts the average into the module, where the end of training did not.
+
+        Training that is resumed with no step left never ends, since it does not begin.
+        """
+        if self._average_model is not None:
+            self._copy_average_to_current(module)
+
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Checks that callbacks which measure come first.
 

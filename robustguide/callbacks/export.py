@@ -7,6 +7,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_info
 
+from robustguide.callbacks.ema import EMA
 from robustguide.callbacks.reporting import callbacks_of, run_folder
 from robustguide.checkpoints import export, verify
 
@@ -29,7 +30,10 @@ class Export(Callback):
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return
         role = role_of(module)
-        averaged = any(isinstance(c, WeightAveraging) for c in callbacks_of(trainer))
+        averages = [c for c in callbacks_of(trainer) if isinstance(c, WeightAveraging)]
+        for average in averages:
+            if isinstance(average, EMA):
+                average.hand_over(module)
         data: Any = getattr(trainer, "datamodule", None)
         path = run_folder(trainer) / f"{role}.safetensors"
         export(
@@ -38,7 +42,7 @@ class Export(Callback):
             specification_of(module, role),
             class_names=() if role == "codec" else data.class_names,
             shape=shape_seen(module, data.shape),
-            weights="ema" if averaged else "raw",
+            weights="ema" if averages else "raw",
             extra={"steps": trainer.global_step},
         )
         rank_zero_info(f"Exported the {role} to {path}")

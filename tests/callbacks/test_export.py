@@ -2,6 +2,7 @@ import pytest
 import tiny
 import torch
 from lightning import LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from robustguide.callbacks import EMA, Export
 from robustguide.checkpoints import build, load_denoiser, read_metadata
@@ -47,6 +48,28 @@ def test_the_average_is_what_is_exported(tmp_path):
     found = load_denoiser(str(tmp_path / "denoiser.safetensors")).state_dict()
     assert all(torch.equal(found[name], average[name]) for name in found)
     assert not torch.equal(found["net.enter.weight"], last["net.enter.weight"])
+
+
+def test_an_earlier_checkpoint_is_exported_as_it_was(tmp_path):
+    """Resumed with no step left, the file is that of a run which ended there: its average."""
+    described = tiny.denoiser()
+
+    def fitted(folder, steps, **resumed):
+        torch.manual_seed(0)
+        module = Denoising(build(described), UniformT(linear_levels()))
+        module.save_hyperparameters({"denoiser": described})
+        keep = ModelCheckpoint(tmp_path, folder + "-{step}", every_n_train_steps=2, save_top_k=-1)
+        parts = Export(), EMA(0.9), keep
+        trainer = tiny.trainer(
+            tmp_path / folder, *parts, max_steps=steps, enable_checkpointing=True
+        )
+        trainer.fit(module, datamodule=Images(batch_size=32, eval_limit=4), **resumed)
+        return load_denoiser(str(tmp_path / folder / "denoiser.safetensors")).state_dict()
+
+    whole, two = fitted("whole", 4), fitted("two", 2)
+    early = fitted("early", 2, ckpt_path=tmp_path / "whole-step=2.ckpt", weights_only=False)
+    assert all(torch.equal(early[name], two[name]) for name in two)
+    assert not torch.equal(early["net.enter.weight"], whole["net.enter.weight"])
 
 
 def test_a_module_made_in_python_is_refused_before_it_trains(tmp_path):

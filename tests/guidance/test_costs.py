@@ -268,7 +268,9 @@ def test_each_evaluation(name, terms, each, sampler):
 
 
 @pytest.mark.parametrize(
-    ("name", "terms", "sampler", "expected"), PARTS, ids=lambda v: str(v)[:30]
+    ("name", "terms", "sampler", "expected"),
+    PARTS,
+    ids=[f"{row[0]}-{index}" for index, row in enumerate(PARTS)],
 )
 def test_parts_of_a_run(name, terms, sampler, expected):
     world = World()
