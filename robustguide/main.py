@@ -33,6 +33,16 @@ class Parser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False} | kwargs)
 
+    def _parse_common(self, *args: Any, **kwargs: Any) -> Any:
+        """Fills in defaults once: an inner parser has them as soon as it has read its part.
+
+        jsonargparse 4.53 fills them in again, at every level, so that a term inside a term inside
+        a term is read 2, 4, 8... times; reading a configuration took up to a minute.
+        """
+        if getattr(self, "_inner_parser", False) and "defaults" in kwargs:
+            kwargs["defaults"] = False
+        return super()._parse_common(*args, **kwargs)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints what is wrong and exits with code 2."""
         if not self.exit_on_error:  # an outer parser will add where it is

@@ -30,7 +30,7 @@ from robustguide.classifiers.clip import clip
 from robustguide.codecs import EDM2Codec, KLAutoencoder, StableDiffusionCodec
 from robustguide.data import Balanced, Listed, Random
 from robustguide.denoisers import EDMDenoiser
-from robustguide.guidance import ClassifierFree, Guided, RawLogit, Reference, WithinSteps
+from robustguide.guidance import Channels, ClassifierFree, Guided, RawLogit, Reference, WithinSteps
 from robustguide.interfaces import Classifier
 from robustguide.modules import Autoencoding
 from robustguide.noise import Clipped, LogNormal, RhoGrid, UniformT
@@ -151,9 +151,13 @@ def newcomer(tmp_path_factory, fetched) -> Iterator[None]:
         fetched.append(pretrained_cfg["hf_hub_id"])
 
     def whole_clip(weights):
-        assert Path(weights).name == card("clip-rn50").file
+        architectures = {
+            "clip-rn50": "RN50-quickgelu",
+            "clip-vit-l14-336": "ViT-L-14-336-quickgelu",
+        }
+        known = {card(name).file: architecture for name, architecture in architectures.items()}
         fetched.append(weights)
-        return clip("RN50-quickgelu").state_dict()
+        return clip(known[Path(weights).name]).state_dict()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torchvision.models.WeightsEnum, "get_state_dict", resnet)
@@ -486,7 +490,8 @@ def test_published_guidance_of_dit():
     for setting, folder in (("dit256", "ema"), ("dit256_samples", "mse"), ("dit512", "ema")):
         model = of(f"published/{setting}").model
         (term,) = model.guidance.values()
-        assert type(term.term) is ClassifierFree and term.term.channels == 3
+        assert type(term.term) is Channels and term.term.count == 3
+        assert type(term.term.term) is ClassifierFree
         assert type(model.codec) is StableDiffusionCodec
         path = stated(f"configs/published/{setting}.yaml")["model.codec.autoencoder.path"]
         assert path == f"models/sd-vae-ft-{folder}"

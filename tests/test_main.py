@@ -10,7 +10,9 @@ import pytest
 import tiny
 import torch
 import yaml
+from jsonargparse import set_parsing_settings
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -20,7 +22,9 @@ from robustguide.__main__ import main, trusted_packages
 from robustguide.callbacks import EMA, Export, NoiseCurves, Results
 from robustguide.checkpoints import trusting
 from robustguide.data import Digits
-from robustguide.main import turn
+from robustguide.guidance import Guidance
+from robustguide.main import Parser, turn
+from robustguide.samplers import Sampler
 from robustguide.samplers.seeds import mixed
 
 LEVELS = [0.1, 1.0]
@@ -280,3 +284,43 @@ def test_a_training_continues_its_own_job_and_no_other(slurm, monkeypatch):
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     with pytest.raises(ValueError, match=r"hpc_ckpt_1.ckpt of SLURM job 100_2.* job 100_3"):
         tiny.run(slurm, "fit", config)
+
+
+def test_terms_inside_terms_are_read_once():
+    """Reading costs a number of steps that grows with the square of the depth, not by doubling."""
+
+    class Counting(Parser):
+        parsed = 0
+
+        def _check_value_key(self, *args, **kwargs):
+            Counting.parsed += 1
+            return super()._check_value_key(*args, **kwargs)
+
+    def steps(depth):
+        term = {"class_path": "robustguide.guidance.ClassifierFree"}
+        for _ in range(depth):
+            arguments = {"scale": 1.0, "term": term}
+            term = {"class_path": "robustguide.guidance.Scaled", "init_args": arguments}
+        parser, before = Counting(exit_on_error=False), Counting.parsed
+        parser.add_argument("--guidance", type=dict[str, Guidance])
+        parser.parse_object({"guidance": {"a": term}})
+        return Counting.parsed - before
+
+    assert steps(8) < 5 * steps(4)  # by doubling 16 times
+
+
+def test_what_is_read_once_has_all_defaults():
+    """As jsonargparse's own parser has it, which reads it again and again."""
+
+    set_parsing_settings(subclasses_enabled=[Sampler])  # as the command line does
+
+    def read(parser_class):
+        parser = parser_class(exit_on_error=False)
+        parser.add_argument("--guidance", type=dict[str, Guidance])
+        parser.add_argument("--sampler", type=Sampler)
+        file = Path(__file__).parents[1] / "configs/ablation/elucd_nudge.yaml"
+        config = yaml.safe_load(file.read_text())
+        arguments = config["model"]["init_args"]
+        return parser.dump(parser.parse_object(arguments), skip_unset=False)
+
+    assert read(Parser) == read(LightningArgumentParser)
