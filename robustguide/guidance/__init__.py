@@ -1,20 +1,14 @@
 """Guidance: displacements of the denoised image, which add."""
 
 from robustguide.guidance.averaging import Averaged
-from robustguide.guidance.base import (
-    Branch,
-    Corruption,
-    Evaluations,
-    Guidance,
-    Guided,
-    Step,
-    terms_of,
-)
+from robustguide.guidance.base import Guidance, Step
 from robustguide.guidance.classifier import ClassifierGuidance, score
 from robustguide.guidance.combinators import Channels, Combinator, Scaled, Within, WithinSteps
 from robustguide.guidance.corruption import Dropout
+from robustguide.guidance.evaluations import Branch, Corruption, Evaluations
 from robustguide.guidance.fit import check_gradients, check_observer
 from robustguide.guidance.gradient_free import Confused, FullSum, RandomReference
+from robustguide.guidance.guided import Guided, terms_of
 from robustguide.guidance.losses import ClassifierLoss, Loss, SquaredDistance
 from robustguide.guidance.normalization import OfGradient, UnitNorm
 from robustguide.guidance.objectives import Objective, RawLogit, Tempered

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from robustguide.guidance.base import Branch, Comparison, Guidance, Step
+from robustguide.guidance.base import Guidance, Step
+from robustguide.guidance.evaluations import Branch, Comparison
 from robustguide.interfaces import Classifier, Denoiser, Place
 from robustguide.noise import expand
 

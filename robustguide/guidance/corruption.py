@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from robustguide.guidance.base import Corruption
+from robustguide.guidance.evaluations import Corruption
 from robustguide.interfaces import Denoiser
 
 WHOLE_CHANNELS = nn.Dropout1d | nn.Dropout2d | nn.Dropout3d

@@ -22,8 +22,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustguide.guidance.base import Branch, Guidance, Step
+from robustguide.guidance.base import Guidance, Step
 from robustguide.guidance.classifier import label_table
+from robustguide.guidance.evaluations import Branch
 from robustguide.guidance.fit import class_names
 from robustguide.guidance.reference import Choice, ReferenceLabels, check_tells_classes
 from robustguide.guidance.views import AtDenoised, View

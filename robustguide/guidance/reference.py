@@ -14,7 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustguide.denoisers import Unconditional
-from robustguide.guidance.base import Branch, Comparison, Corruption, Guidance, Step
+from robustguide.guidance.base import Guidance, Step
+from robustguide.guidance.evaluations import Branch, Comparison, Corruption
 from robustguide.interfaces import Classifier, Denoiser, Place
 from robustguide.noise import expand
 
