@@ -24,14 +24,20 @@ class EMA(WeightAveraging):
             raise ValueError(f"decay must lie in [0, 1), got {decay}; 0.9999 is usual.")
         average: Any = get_ema_multi_avg_fn  # not annotated by torch
         super().__init__(use_buffers=False, multi_avg_fn=average(decay))
+        self.is_handed_over = False
 
     def hand_over(self, module: LightningModule) -> None:
         """Puts the average into the module, where the end of training did not.
 
         Training that is resumed with no step left never ends, since it does not begin.
         """
-        if self._average_model is not None:
+        if self._average_model is not None and not self.is_handed_over:
             self._copy_average_to_current(module)
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Puts the average into the module."""
+        super().on_train_end(trainer, module)
+        self.is_handed_over = True  # what a module measures of it then is its own
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Checks that callbacks which measure come first.
@@ -47,3 +53,4 @@ class EMA(WeightAveraging):
                 f"{type(late[0]).__name__} stands behind EMA in trainer.callbacks and would "
                 "measure the raw weights; list EMA last."
             )
+        self.is_handed_over = False
