@@ -207,8 +207,9 @@ def test_the_tolerances_are_stated():
     """Nothing that is printed is shown without one, and they are those of the text."""
     text = README.read_text()
     found = {block.tolerance for block in ALL if block.shown}
-    assert found == {0, 0.05, 0.3}
-    assert "they may differ by\n0.05," in text and "by 0.3 where a training loss is shown" in text
+    assert found == {0, 0.05, 0.15, 0.3}
+    assert "they may differ by\n0.05," in text and "by 0.15 where intervals are shown" in text
+    assert "and by 0.3 where a training loss is;" in text
 
 
 def rewrite(path):
