@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustguide.guidance.base import Guidance, Step
 from robustguide.guidance.fit import class_names
@@ -31,8 +31,6 @@ class ClassifierGuidance(Guidance):
         ValueError: For a label outside the classifier's classes, or a chunk of none.
     """
 
-    labels: Tensor | None
-
     def __init__(
         self,
         classifier: Classifier,
@@ -49,10 +47,9 @@ class ClassifierGuidance(Guidance):
         self.view = view or AtState()
         self.chunk = chunk
         self.needs_graph = self.view.needs_graph
-        table = label_table(classifier, labels)
-        self.num_classes = classifier.num_classes if table is None else len(table)
-        self.class_names = class_names(classifier) if table is None else ()
-        self.register_buffer("labels", table, persistent=False)
+        self.labels = ClassLabels(classifier, labels)
+        self.num_classes = self.labels.num_classes
+        self.class_names = self.labels.class_names
 
     def classifiers(self) -> tuple[Classifier, ...]:
         """The classifier."""
@@ -64,7 +61,7 @@ class ClassifierGuidance(Guidance):
 
     def forward(self, step: Step) -> Float[Tensor, "b c h w"]:
         """Squared noise level times the score; no graph of the classifier is kept."""
-        y = step.y if self.labels is None else self.labels[step.y]
+        y = self.labels(step.y)
         images, sigma = self.view.point(step)
         gradients = []
         for first in range(0, len(images), self.chunk or len(images)):
@@ -75,20 +72,43 @@ class ClassifierGuidance(Guidance):
         return expand(step.sigma**2, step.x) * self.view.pull(step, gradient)
 
 
-def label_table(classifier: Classifier, labels: Sequence[int] | None) -> Tensor | None:
+class ClassLabels(nn.Module):
     """A classifier's class of every class of a denoiser.
+
+    Args:
+        classifier: Whose classes they are.
+        labels: One for each class of the denoiser; null where they agree.
+
+    Attributes:
+        num_classes: Number of classes of the denoiser.
+        class_names: Their names, where they are known.
 
     Raises:
         ValueError: For a label outside the classifier's classes.
     """
-    if labels is None:
-        return None
-    if not labels or not all(0 <= label < classifier.num_classes for label in labels):
-        raise ValueError(
-            f"labels must lie in 0..{classifier.num_classes - 1}, the classes of the classifier; "
-            f"got {list(labels)[:8]}."
-        )
-    return torch.tensor(labels)
+
+    table: Tensor | None
+
+    def __init__(self, classifier: Classifier, labels: Sequence[int] | None) -> None:
+        super().__init__()
+        highest = classifier.num_classes - 1
+        if labels is not None and not (labels and all(0 <= k <= highest for k in labels)):
+            raise ValueError(
+                f"labels must lie in 0..{highest}, the classes of the classifier; got "
+                f"{list(labels)[:8]}."
+            )
+        table = None if labels is None else torch.tensor(labels)
+        self.num_classes = classifier.num_classes if labels is None else len(labels)
+        self.class_names = class_names(classifier) if labels is None else ()
+        self.register_buffer("table", table, persistent=False)
+
+    def forward(self, y: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
+        """The classifier's labels."""
+        return y if self.table is None else self.table[y]
+
+    def chosen(self, logits: Float[Tensor, "b n"]) -> Float[Tensor, "b k"]:
+        """The classifier's logits of the denoiser's classes."""
+        return logits if self.table is None else logits[:, self.table]
 
 
 def score(

@@ -23,9 +23,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustguide.guidance.base import Guidance, Step
-from robustguide.guidance.classifier import label_table
+from robustguide.guidance.classifier import ClassLabels
 from robustguide.guidance.evaluations import Branch
-from robustguide.guidance.fit import class_names
 from robustguide.guidance.reference import Choice, ReferenceLabels, check_tells_classes
 from robustguide.guidance.views import AtDenoised, View
 from robustguide.interfaces import Classifier, Denoiser, Place
@@ -49,8 +48,6 @@ class Posterior(nn.Module):
             than two classes, a view through the denoiser, or a temperature that is not positive.
     """
 
-    labels: Tensor | None
-
     def __init__(
         self,
         classifier: Classifier,
@@ -59,13 +56,13 @@ class Posterior(nn.Module):
         temperature: float,
     ) -> None:
         super().__init__()
-        table = label_table(classifier, labels)
+        self.labels = ClassLabels(classifier, labels)
         if labels is not None and len(set(labels)) < len(labels):
             raise ValueError(
                 f"labels must name a class of the classifier for every class, none twice, got "
                 f"{list(labels)[:8]}; classes that it cannot tell apart have no contrast."
             )
-        self.num_classes = classifier.num_classes if table is None else len(table)
+        self.num_classes = self.labels.num_classes
         if self.num_classes < 2:
             raise ValueError("A contrast needs at least two classes, got one.")
         if view.needs_graph:
@@ -78,8 +75,7 @@ class Posterior(nn.Module):
         self.classifier = classifier
         self.view = view
         self.temperature = temperature
-        self.class_names = class_names(classifier) if table is None else ()
-        self.register_buffer("labels", table, persistent=False)
+        self.class_names = self.labels.class_names
 
     def forward(self, step: Step) -> Float[Tensor, "b k"]:
         """Log-probabilities, in float32 at least."""
@@ -87,9 +83,7 @@ class Posterior(nn.Module):
         with torch.no_grad():
             logits: Tensor = self.classifier(images, sigma)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        if self.labels is not None:
-            logits = logits[:, self.labels]
-        return (logits / self.temperature).log_softmax(-1)
+        return (self.labels.chosen(logits) / self.temperature).log_softmax(-1)
 
 
 class Confused(ReferenceLabels):

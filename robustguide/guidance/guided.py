@@ -8,6 +8,7 @@ its order.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -51,10 +52,8 @@ class Guided(Denoiser):
         self.has_null = denoiser.has_null
         self.learns_variance = denoiser.learns_variance
         self.memory: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in self.terms}
-        spawn = getattr(randn_like, "spawn", None)
-        self.noises: dict[str, RandnLike] = {
-            name: spawn(name) if spawn else randn_like for name in self.terms
-        }
+        self.randn_like = randn_like
+        self.noises: dict[str, RandnLike] = {}  # of the terms that have drawn from theirs
         for name, term in terms_of(self.terms).items():
             self._check_classes(name, term)
             for comparison in compared(term):
@@ -162,9 +161,15 @@ class Guided(Denoiser):
                 evaluate=evaluate,
                 shown=self._shown(term, needs_graph and not term.wants_graph(place)),
                 memory=self.memory[name],
-                randn_like=self.noises[name],
+                randn_like=partial(self._noise, name),
             )
         return _Look(evaluate, y, terms, steps, needs_graph)
+
+    def _noise(self, name: str, like: Tensor) -> Tensor:
+        if name not in self.noises:  # a generator an image, which few terms need
+            spawn = getattr(self.randn_like, "spawn", None)
+            self.noises[name] = spawn(name) if spawn else self.randn_like
+        return self.noises[name](like)
 
     def _shown(self, term: Guidance, detaches: bool) -> Callable[[Tensor], Tensor]:
         clip = (lambda denoised: denoised) if term.moves_denoised else self.clip

@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
-from robustguide.guidance.classifier import label_table
-from robustguide.guidance.fit import class_names, shown, titled
+from robustguide.guidance.classifier import ClassLabels
+from robustguide.guidance.fit import shown, titled
 from robustguide.guidance.objectives import Objective, Tempered
 from robustguide.interfaces import Classifier, Denoiser, from_pixels
 
@@ -58,8 +58,6 @@ class ClassifierLoss(Loss):
         ValueError: For a label outside the classifier's classes.
     """
 
-    labels: Tensor | None
-
     def __init__(
         self,
         classifier: Classifier,
@@ -69,10 +67,9 @@ class ClassifierLoss(Loss):
         super().__init__()
         self.classifier = classifier
         self.objective = objective or Tempered()
-        table = label_table(classifier, labels)
-        self.num_classes = classifier.num_classes if table is None else len(table)
-        self.class_names = class_names(classifier) if table is None else ()
-        self.register_buffer("labels", table, persistent=False)
+        self.labels = ClassLabels(classifier, labels)
+        self.num_classes = self.labels.num_classes
+        self.class_names = self.labels.class_names
 
     def classifiers(self) -> tuple[Classifier, ...]:
         """The classifier."""
@@ -82,8 +79,8 @@ class ClassifierLoss(Loss):
         self, images: Float[Tensor, "b c h w"], y: Int[Tensor, " b"]
     ) -> Float[Tensor, " b"]:
         """Minus the objective."""
-        y = y if self.labels is None else self.labels[y]
-        return -self.objective(self.classifier(images, images.new_zeros(len(images))), y)
+        logits = self.classifier(images, images.new_zeros(len(images)))
+        return -self.objective(logits, self.labels(y))
 
 
 class SquaredDistance(Loss):
