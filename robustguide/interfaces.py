@@ -95,6 +95,17 @@ class Classifier(nn.Module):
     ) -> Float[Tensor, "b k"]:
         """Logits of x (b, c, h, w) = x_0 + sigma * eps at levels sigma (b,)."""
 
+    def as_clean(
+        self, images: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"]
+    ) -> Float[Tensor, "b k"]:
+        """Logits of images that are read as clean ones, though they came up at levels sigma (b,).
+
+        Such as the predicted clean image of a sampler. What classifiers make of an image does not
+        depend on these levels; how far they are to be believed does, see `Calibrated`.
+        """
+        logits: Tensor = self(images, torch.zeros_like(sigma))
+        return logits
+
     def reads(self, shape: Sequence[int]) -> bool:
         """Whether it takes images of a shape; one that resizes takes others than its own."""
         return self.shape is None or self.shape == tuple(shape)

@@ -4,7 +4,7 @@ from robustguide.classifiers.clip import ZeroShot
 from robustguide.classifiers.off_the_shelf import NoiseConditioned, OffTheShelf
 from robustguide.classifiers.smooth import Smooth, Softening
 from robustguide.classifiers.timed import SigmaConditioned, Timed
-from robustguide.classifiers.wrappers import Decoded, Relabelled, Resized
+from robustguide.classifiers.wrappers import Decoded, Relabelled, Resized, Wrapper
 
 __all__ = [
     "Decoded",
@@ -16,5 +16,6 @@ __all__ = [
     "Smooth",
     "Softening",
     "Timed",
+    "Wrapper",
     "ZeroShot",
 ]

@@ -10,7 +10,7 @@ as beta falls; `robustguide smooth` tells how far.
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -22,10 +22,11 @@ from torch.overrides import TorchFunctionMode
 
 from robustguide.classifiers.activations import has_relu, hidden, is_other, is_relu, mentions_relu
 from robustguide.classifiers.activations import others as other_activations
+from robustguide.classifiers.wrappers import Wrapper
 from robustguide.interfaces import Classifier
 
 
-class Smooth(Classifier):
+class Smooth(Wrapper):
     """Every ReLU of a classifier becomes Softplus(beta). Ma et al. (2023).
 
     The classifier is not changed: a ReLU is replaced where it is called, be it a module or a
@@ -49,30 +50,32 @@ class Smooth(Classifier):
     """
 
     def __init__(self, classifier: Classifier, beta: float, clamps: bool = False) -> None:
-        super().__init__()
         check_beta(beta)
+        super().__init__(classifier)
         self.has_relu = checked(classifier)
-        self.classifier = classifier
         self.beta = beta
         self.clamps = clamps
-        self.num_classes = classifier.num_classes
-        self.shape = classifier.shape
-        self.conditioning = getattr(classifier, "conditioning", None)
-
-    def reads(self, shape: Sequence[int]) -> bool:
-        """As the classifier."""
-        return self.classifier.reads(shape)
 
     def forward(
         self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"]
     ) -> Float[Tensor, "b k"]:
         """Logits."""
-        logits: Tensor
+        return self.softened(super().forward, x, sigma)
+
+    def as_clean(
+        self, images: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"]
+    ) -> Float[Tensor, "b k"]:
+        """Logits of images that are read as clean ones."""
+        return self.softened(super().as_clean, images, sigma)
+
+    def softened(
+        self, logits_of: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigma: Tensor
+    ) -> Float[Tensor, "b k"]:
+        """Logits of the classifier with Softplus for ReLU."""
         if math.isinf(self.beta):
-            logits = self.classifier(x, sigma)
-            return logits
+            return logits_of(x, sigma)
         with Softening(self.beta, self.clamps) as softening:
-            logits = self.classifier(x, sigma)
+            logits = logits_of(x, sigma)
         if not softening.count and not self.has_relu:
             raise ValueError(f"Smooth: the network called no ReLU{softening.seen()}.")
         return logits

@@ -10,7 +10,52 @@ from torch.nn import functional as F
 from robustguide.interfaces import Classifier, Codec
 
 
-class Resized(Classifier):
+class Wrapper(Classifier):
+    """A classifier that shows another one something else, or makes something else of its logits.
+
+    Subclasses say which; the two questions that a classifier answers go the same way.
+
+    Args:
+        classifier: Any classifier.
+    """
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.num_classes = classifier.num_classes
+        self.shape = classifier.shape
+        self.conditioning = getattr(classifier, "conditioning", None)
+
+    def reads(self, shape: Sequence[int]) -> bool:
+        """As the classifier."""
+        return self.classifier.reads(shape)
+
+    def shown(
+        self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"]
+    ) -> tuple[Float[Tensor, "b d g v"], Float[Tensor, " b"]]:
+        """What the classifier is given in place of x and sigma; themselves."""
+        return x, sigma
+
+    def answered(
+        self, logits: Float[Tensor, "b n"], sigma: Float[Tensor, " b"]
+    ) -> Float[Tensor, "b k"]:
+        """What becomes of its logits at levels sigma; themselves."""
+        return logits
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"]
+    ) -> Float[Tensor, "b k"]:
+        """Logits."""
+        return self.answered(self.classifier(*self.shown(x, sigma)), sigma)
+
+    def as_clean(
+        self, images: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"]
+    ) -> Float[Tensor, "b k"]:
+        """Logits of images that are read as clean ones."""
+        return self.answered(self.classifier.as_clean(*self.shown(images, sigma)), sigma)
+
+
+class Resized(Wrapper):
     """Shows a classifier images of its own size.
 
     Images that are a whole number of times as large are averaged over blocks of f x f pixels. The
@@ -27,7 +72,7 @@ class Resized(Classifier):
     """
 
     def __init__(self, classifier: Classifier, size: int | None = None) -> None:
-        super().__init__()
+        super().__init__(classifier)
         if size is not None and size > 0:
             self.sides = size, size
         elif size is None and classifier.shape is not None:
@@ -37,29 +82,22 @@ class Resized(Classifier):
                 f"Resized needs the side of the images that the classifier reads, got {size}, and "
                 f"the classifier says {classifier.shape}; give `size`, such as 64."
             )
-        self.classifier = classifier
-        self.num_classes = classifier.num_classes
-        self.shape = classifier.shape
-        self.conditioning = getattr(classifier, "conditioning", None)
 
     def reads(self, shape: Sequence[int]) -> bool:
         """Any size, if the classifier takes the size that it is shown."""
         return self.classifier.reads((shape[0], *self.sides))
 
-    def forward(
+    def shown(
         self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"]
-    ) -> Float[Tensor, "b k"]:
-        """Logits."""
+    ) -> tuple[Float[Tensor, "b d g v"], Float[Tensor, " b"]]:
+        """Images of its size, and their level."""
         factor = x.shape[-1] // self.sides[1]
         if x.shape[-2:] == tuple(factor * side for side in self.sides):
-            logits: Tensor = self.classifier(F.avg_pool2d(x, factor), sigma / factor)
-            return logits
-        x = F.interpolate(x, self.sides, mode="bilinear", antialias=True)
-        logits = self.classifier(x, sigma)
-        return logits
+            return F.avg_pool2d(x, factor), sigma / factor
+        return F.interpolate(x, self.sides, mode="bilinear", antialias=True), sigma
 
 
-class Decoded(Classifier):
+class Decoded(Wrapper):
     """Shows a classifier of images what a latent decodes to.
 
     The noise of a latent is no Gaussian noise of the image, so this is for clean and predicted
@@ -71,14 +109,11 @@ class Decoded(Classifier):
     """
 
     def __init__(self, classifier: Classifier, codec: Codec) -> None:
-        super().__init__()
-        self.classifier = classifier
+        super().__init__(classifier)
         self.codec = codec
-        self.num_classes = classifier.num_classes
         if classifier.shape is not None:
             _, height, width = classifier.shape
             self.shape = codec.channels, height // codec.factor, width // codec.factor
-        self.conditioning = getattr(classifier, "conditioning", None)
 
     def reads(self, shape: Sequence[int]) -> bool:
         """Latents of the codec, if the classifier takes the images that they are."""
@@ -86,15 +121,14 @@ class Decoded(Classifier):
         decoded = (self.codec.image_channels, *(side * self.codec.factor for side in sides))
         return channels == self.codec.channels and self.classifier.reads(decoded)
 
-    def forward(
+    def shown(
         self, x: Float[Tensor, "b d g v"], sigma: Float[Tensor, " b"]
-    ) -> Float[Tensor, "b k"]:
-        """Logits."""
-        logits: Tensor = self.classifier(self.codec.decode(x), sigma)
-        return logits
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, " b"]]:
+        """The image, at the level of the latent."""
+        return self.codec.decode(x), sigma
 
 
-class Relabelled(Classifier):
+class Relabelled(Wrapper):
     """Answers for some of a classifier's classes, in another order.
 
     The others are left out, so probabilities are among those that are named. Guidance alone can
@@ -111,25 +145,17 @@ class Relabelled(Classifier):
     labels: Tensor
 
     def __init__(self, classifier: Classifier, labels: Sequence[int]) -> None:
-        super().__init__()
+        super().__init__(classifier)
         if not labels or not all(0 <= label < classifier.num_classes for label in labels):
             raise ValueError(
                 f"labels must lie in 0..{classifier.num_classes - 1}, the classes of the "
                 f"classifier; got {list(labels)}."
             )
-        self.classifier = classifier
         self.num_classes = len(labels)
-        self.shape = classifier.shape
-        self.conditioning = getattr(classifier, "conditioning", None)
         self.register_buffer("labels", torch.tensor(labels), persistent=False)
 
-    def reads(self, shape: Sequence[int]) -> bool:
-        """As the classifier."""
-        return self.classifier.reads(shape)
-
-    def forward(
-        self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"]
+    def answered(
+        self, logits: Float[Tensor, "b n"], sigma: Float[Tensor, " b"]
     ) -> Float[Tensor, "b k"]:
-        """Logits of the classes named."""
-        logits: Tensor = self.classifier(x, sigma)
+        """Those of the classes named."""
         return logits[:, self.labels]

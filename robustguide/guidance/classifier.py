@@ -3,7 +3,8 @@
 displacement = sigma**2 * pull(grad objective(classifier(image, sigma), y))
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -62,12 +63,12 @@ class ClassifierGuidance(Guidance):
     def forward(self, step: Step) -> Float[Tensor, "b c h w"]:
         """Squared noise level times the score; no graph of the classifier is kept."""
         y = self.labels(step.y)
-        images, sigma = self.view.point(step)
+        images, ask = self.view.point(step), partial(self.view.ask, self.classifier)
         gradients = []
         for first in range(0, len(images), self.chunk or len(images)):
             rows = slice(first, first + (self.chunk or len(images)))
-            part = images[rows], sigma[rows], y[rows]
-            gradients.append(score(self.classifier, *part, self.objective))
+            part = images[rows], step.sigma[rows], y[rows]
+            gradients.append(score(ask, *part, self.objective))
         gradient = gradients[0] if len(gradients) == 1 else torch.cat(gradients)
         return expand(step.sigma**2, step.x) * self.view.pull(step, gradient)
 
@@ -112,7 +113,7 @@ class ClassLabels(nn.Module):
 
 
 def score(
-    classifier: Classifier,
+    logits: Callable[[Tensor, Tensor], Tensor],
     x: Float[Tensor, "b c h w"],
     sigma: Float[Tensor, " b"],
     y: Int[Tensor, " b"],
@@ -121,10 +122,17 @@ def score(
     """Gradient of an objective, log p(y | x, sigma) where none is given, at x, in its dtype.
 
     Rows do not mix: the sum over the batch is differentiated, not the mean.
+
+    Args:
+        logits: A classifier, or another function of x and sigma.
+        x: Images.
+        sigma: Noise levels.
+        y: Labels.
+        objective: What of the logits is differentiated.
     """
     objective = objective or Tempered()
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        value = objective(classifier(x, sigma), y)
+        value = objective(logits(x, sigma), y)
         (gradient,) = torch.autograd.grad(value.sum(), x)
     return gradient

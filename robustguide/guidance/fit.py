@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from robustguide.classifiers import Decoded, NoiseConditioned, Resized, Smooth
+from robustguide.classifiers import Decoded, NoiseConditioned, Relabelled, Wrapper
 from robustguide.interfaces import Classifier, Denoiser
 
 PIXELS = 1, 3  # channels of images; what has others are latents
@@ -145,7 +145,7 @@ def _broken(classifier: Classifier, x: Tensor) -> str:
 
 def class_names(module: nn.Module) -> tuple[str, ...]:
     """Names of the classes that a module tells; none where they are numbers."""
-    if isinstance(module, Resized | Decoded | NoiseConditioned | Smooth):
+    if isinstance(module, Wrapper | NoiseConditioned) and not isinstance(module, Relabelled):
         return class_names(module.classifier)
     names = getattr(getattr(module, "metadata", None), "class_names", ())
     names = names or getattr(module, "class_names", ())  # of a denoiser: its prompts

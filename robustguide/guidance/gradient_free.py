@@ -79,9 +79,9 @@ class Posterior(nn.Module):
 
     def forward(self, step: Step) -> Float[Tensor, "b k"]:
         """Log-probabilities, in float32 at least."""
-        images, sigma = self.view.point(step)
+        images = self.view.point(step)
         with torch.no_grad():
-            logits: Tensor = self.classifier(images, sigma)
+            logits = self.view.ask(self.classifier, images, step.sigma)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return (self.labels.chosen(logits) / self.temperature).log_softmax(-1)
 

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robustguide.guidance.base import Step
+from robustguide.interfaces import Classifier
 from robustguide.noise import expand, vp_scale
 
 
@@ -26,13 +27,23 @@ class View(ABC):
 
     Attributes:
         needs_graph: Whether the gradient goes through the denoiser.
+        clean: Whether the classifier is to read the images as clean ones.
     """
 
     needs_graph = False
+    clean = False
 
     @abstractmethod
-    def point(self, step: Step) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, " b"]]:
-        """Images (no graph), and the noise level that the classifier is told of them."""
+    def point(self, step: Step) -> Float[Tensor, "b c h w"]:
+        """Images, without a graph."""
+
+    def ask(
+        self, classifier: Classifier, images: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"]
+    ) -> Float[Tensor, "b k"]:
+        """Logits of such images of a step at levels sigma (b,)."""
+        logits: Tensor
+        logits = classifier.as_clean(images, sigma) if self.clean else classifier(images, sigma)
+        return logits
 
     @abstractmethod
     def pull(self, step: Step, gradient: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
@@ -43,9 +54,9 @@ class View(ABC):
 class AtState(View):
     """The noisy image itself, for classifiers that know noise. Dhariwal and Nichol (2021)."""
 
-    def point(self, step: Step) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, " b"]]:
-        """The state and its level."""
-        return step.x.detach(), step.sigma
+    def point(self, step: Step) -> Float[Tensor, "b c h w"]:
+        """The state."""
+        return step.x.detach()
 
     def pull(self, step: Step, gradient: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """The gradient."""
@@ -59,10 +70,12 @@ class AtNormalizedState(View):
     The published EDM code of Ma et al. (2023) shows its classifier this.
     """
 
-    def point(self, step: Step) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, " b"]]:
-        """The divided state, told to be clean."""
+    clean = True
+
+    def point(self, step: Step) -> Float[Tensor, "b c h w"]:
+        """The divided state."""
         x = step.x.detach()
-        return x / expand(excess(x), x), torch.zeros_like(step.sigma)
+        return x / expand(excess(x), x)
 
     def pull(self, step: Step, gradient: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """The gradient, divided alike; the divisor counts as a constant, as in their code."""
@@ -73,9 +86,11 @@ class AtNormalizedState(View):
 class AtDenoised(View):
     """The predicted clean image, the denoiser's Jacobian left out. Ma et al. (2023), section 4."""
 
-    def point(self, step: Step) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, " b"]]:
-        """The denoised image, told to be clean."""
-        return step.denoised.detach(), torch.zeros_like(step.sigma)
+    clean = True
+
+    def point(self, step: Step) -> Float[Tensor, "b c h w"]:
+        """The denoised image."""
+        return step.denoised.detach()
 
     def pull(self, step: Step, gradient: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """The gradient, read as one at x_t."""
@@ -87,10 +102,11 @@ class ThroughDenoiser(View):
     """The predicted clean image, differentiated through the denoiser. Bansal et al. (2023)."""
 
     needs_graph = True
+    clean = True
 
-    def point(self, step: Step) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, " b"]]:
-        """The denoised image, told to be clean."""
-        return step.denoised.detach(), torch.zeros_like(step.sigma)
+    def point(self, step: Step) -> Float[Tensor, "b c h w"]:
+        """The denoised image."""
+        return step.denoised.detach()
 
     def pull(self, step: Step, gradient: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Product with the denoiser's Jacobian; where clipping bites there is no gradient."""

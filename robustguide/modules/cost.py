@@ -81,13 +81,14 @@ def counted(denoiser: Denoiser, terms: nn.Module, evaluated: Evaluated) -> Itera
             forward = "denoiser_evaluations" if is_guided else "reference_evaluations"
             note = partial(noted, evaluated, forward, "denoiser_backward")
             stack.enter_context(watched_calls(module, "predict", note, within))
-        for kind, method, forward, backward in (
-            (Classifier, "forward", "classifier_forward", "classifier_backward"),
-            (Codec, "decode", "decoder_calls", None),
+        for kind, methods, forward, backward in (
+            (Classifier, ("forward", "as_clean"), "classifier_forward", "classifier_backward"),
+            (Codec, ("decode",), "decoder_calls", None),
         ):
             note, within = partial(noted, evaluated, forward, backward), []
             for module in of_kind(terms, kind):
-                stack.enter_context(watched_calls(module, method, note, within))
+                for method in methods:
+                    stack.enter_context(watched_calls(module, method, note, within))
         yield
 
 

@@ -20,8 +20,8 @@ class Generation(LightningModule):
         denoiser: Unguided denoiser.
         sampler: How it is sampled.
         guidance: Terms by name.
-        observer: Reads the predicted clean image along the way (at noise level 0), in the space
-            of the denoiser; it does not guide.
+        observer: Reads the predicted clean image along the way, in the space of the denoiser; it
+            does not guide.
         watched_steps: How many steps of the trajectory are kept for callbacks, evenly spread over
             the run, the first and the last among them.
         codec: Translates what is sampled into the images that callbacks see; null where the
@@ -120,8 +120,9 @@ class Generation(LightningModule):
     def read(self, observer: Classifier, seen: list[Tensor]) -> Tensor:
         """Logits (watched, b, k) of predicted clean images, after sampling and its count ended."""
         self.evaluated.observer_forward += sum(len(x_0) for x_0 in seen)
-        clean = seen[0].new_zeros(len(seen[0]))
-        return torch.stack([observer(x_0, clean) for x_0 in seen])
+        levels = [seen[0].new_full((len(seen[0]),), level) for level in self.levels]
+        read = [observer.as_clean(*each) for each in zip(seen, levels, strict=True)]
+        return torch.stack(read)
 
     def predict_step(self, batch: Seeds, batch_idx: int) -> dict[str, Tensor]:
         """See `generate`; nothing is watched."""

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from robustguide.classifiers import Decoded, OffTheShelf, Relabelled, Resized, Timed
+from robustguide.classifiers import Decoded, OffTheShelf, Relabelled, Resized, Smooth, Timed
 from robustguide.interfaces import Classifier, Codec
 from robustguide.noise import linear_levels
 
@@ -164,3 +164,41 @@ def test_a_timed_classifier_is_told_the_level_of_what_it_is_shown():
         rtol=1e-6,
         atol=1e-6,
     )
+
+
+class Levelled(Told):
+    """Answers with the level that it is told, so that a road on which it is lost shows."""
+
+    def forward(self, x, sigma):
+        return torch.stack([sigma, -sigma], 1)
+
+    def as_clean(self, images, sigma):
+        return torch.stack([10 * sigma, 20 * sigma], 1)
+
+
+WRAPPERS = {
+    "resized": (lambda inner: Resized(inner), (3, 8, 8), 0.5),  # averaged over 2 x 2 pixels
+    "resized_otherwise": (lambda inner: Resized(inner), (3, 6, 6), 1.0),
+    "decoded": (lambda inner: Decoded(inner, Doubling()), (1, 2, 2), 1.0),
+    "relabelled": (lambda inner: Relabelled(inner, [0, 1]), (3, 4, 4), 1.0),
+    "smooth": (lambda inner: Smooth(inner, torch.inf), (3, 4, 4), 1.0),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_the_level_of_an_image_read_as_clean_goes_through_wrappers(name):
+    """A classifier inside, which corrects its logits by the level, still learns of it."""
+    wrap, shape, factor = WRAPPERS[name]
+    inner = Levelled()
+    inner.relu = nn.ReLU()
+    sigma = torch.tensor([0.5, 3.0])
+    wrapped = wrap(inner)
+    told = factor * sigma
+    assert_close(wrapped(noise(2, *shape), sigma), torch.stack([told, -told], 1))
+    assert_close(wrapped.as_clean(noise(2, *shape), sigma), torch.stack([10 * told, 20 * told], 1))
+
+
+def test_a_classifier_that_says_nothing_of_clean_images_is_told_level_zero():
+    told = Told()
+    told.as_clean(noise(2, 3, 4, 4), torch.tensor([0.5, 3.0]))
+    assert told.sigma.tolist() == [0.0, 0.0]

@@ -137,12 +137,12 @@ class KeptImages(View):
     """Keeps what a view shows."""
 
     def __init__(self, view):
-        self.view, self.kept = view, []
+        self.view, self.kept, self.clean = view, [], view.clean
 
     def point(self, step):
-        images, sigma = self.view.point(step)
+        images = self.view.point(step)
         self.kept.append(images)
-        return images, sigma
+        return images
 
     def pull(self, step, gradient):
         return self.view.pull(step, gradient)
