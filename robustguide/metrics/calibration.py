@@ -50,6 +50,12 @@ def wilson_limits(
     return lower.clamp(min=0), upper.clamp(max=1)  # rounding may step over the ends
 
 
+def bin_of(confidence: Float[Tensor, "*b"], num_bins: int) -> Int[Tensor, "*b"]:
+    """Index of the equal confidence bin (lo, hi] of each probability."""
+    # a confidence of exactly 1 is in the last bin; 0 cannot occur but as a rounded value
+    return (confidence * num_bins).ceil().long().clamp(1, num_bins) - 1
+
+
 def tally(
     confidence: Float[Tensor, " b"],
     correct: Bool[Tensor, " b"],
@@ -58,14 +64,16 @@ def tally(
     bands: int,
     num_bins: int,
 ) -> Float[Tensor, "3 bands num_bins"]:
-    """Rows, confidence and correct rows of each cell, in float64; band -1 does not count."""
+    """Rows, confidence and correct rows of each cell, in float64; band -1 does not count.
+
+    A confidence that is NaN makes the sums of its band NaN.
+    """
     confidence = confidence.double()
     values = torch.stack([torch.ones_like(confidence), confidence, correct.double()])
     values = torch.where(band >= 0, values, 0.0)
-    # (lo, hi]: a confidence of exactly 1 is in the last bin; 0 cannot occur but as a rounded value
-    bins = (confidence * num_bins).ceil().long().clamp(1, num_bins) - 1
+    cell = band.clamp(min=0) * num_bins + bin_of(confidence, num_bins)
     sums = values.new_zeros(3, bands * num_bins)
-    sums.index_add_(1, band.clamp(min=0) * num_bins + bins, values)
+    sums.index_add_(1, cell, values)
     return sums.reshape(3, bands, num_bins)
 
 
