@@ -19,6 +19,7 @@ HELPERS = {
     "fetch": "download a published checkpoint",
     "convert": "rewrite a published checkpoint as safetensors",
     "encode": "write the latents of a data set as shards",
+    "rank": "classifiers in the order of calibration and cost, before any is sampled with",
     "smooth": "accuracy of a classifier before and after ReLU becomes Softplus",
 }
 HELP = """usage: robustguide [--trust PACKAGE] COMMAND ...
