@@ -21,7 +21,7 @@ from lightning.pytorch.cli import (
 )
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from robustguide.callbacks import Export, NoiseCurves, Progress, Results
+from robustguide.callbacks import Export, Progress, ReportCards, Results
 from robustguide.complaints import explain, innermost
 from robustguide.files import whole
 from robustguide.samplers import Sampler
@@ -199,6 +199,7 @@ QUIET = (
     ".*isinstance.treespec, LeafSpec",  # its own data structures, with torch 2.14
     "The .srun. command is available on your system",  # true on every login node
     "The number of training batches .* is smaller than the logging interval",
+    "You passed in a .val_dataloader. but have no .validation_step.",  # held-out images are fitted
 )
 
 
@@ -225,7 +226,7 @@ def run(args: list[str] | None = None) -> LightningCLI:
             trainer_defaults={
                 "inference_mode": False,  # attacks and guidance take gradients in evaluation
                 "use_distributed_sampler": False,  # the data modules divide by process themselves
-                "callbacks": [Progress(), NoiseCurves(), Export(), Results()],
+                "callbacks": [Progress(), ReportCards(), Export(), Results()],
             },
             save_config_callback=SaveConfig,
             save_config_kwargs={"save_to_log_dir": False},

@@ -235,6 +235,10 @@ def test_the_documented_command_builds_what_it_names(command):
     if command[0] == "fit" and isinstance(cli.model, Autoencoding):
         assert_codec_reads_images(cli.model.codec, cli.datamodule.shape)
         assert_rate_falls_over_the_run(cli)
+    elif command[0] == "fit" and not cli.model.automatic_optimization:
+        assert cli.model.configure_optimizers() == []  # fitted or chosen, not trained
+        if hasattr(cli.model, "space"):
+            assert cli.model.classifier.reads(cli.model.space.shape(cli.datamodule.shape))
     elif command[0] == "fit":
         network = cli.model.classifier if hasattr(cli.model, "classifier") else cli.model.denoiser
         assert_network_reads_images(network, cli.model.space.shape(cli.datamodule.shape))

@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from robustguide import __main__ as door
 from robustguide import load_classifier
 from robustguide.__main__ import main, trusted_packages
-from robustguide.callbacks import EMA, Export, NoiseCurves, Results
+from robustguide.callbacks import EMA, Export, ReportCards, Results
 from robustguide.checkpoints import trusting
 from robustguide.data import Digits
 from robustguide.guidance import Guidance
@@ -207,9 +207,9 @@ def test_a_command_without_a_folder_or_a_bar(runs, tmp_path, monkeypatch, capsys
 
 
 def test_what_measures_comes_first_and_what_saves_comes_last():
-    callbacks = [ModelCheckpoint(), EMA(0.9), NoiseCurves(), Export(), Results()]
+    callbacks = [ModelCheckpoint(), EMA(0.9), ReportCards(), Export(), Results()]
     order = [type(callback).__name__ for callback in sorted(callbacks, key=turn)]
-    assert order == ["NoiseCurves", "Export", "Results", "EMA", "ModelCheckpoint"]
+    assert order == ["ReportCards", "Export", "Results", "EMA", "ModelCheckpoint"]
 
 
 NETWORK = """

@@ -71,6 +71,24 @@ def test_a_classifier_is_measured_on_each_image_once(runs, tmp_path, json_of):
     assert (one["run"]["world_size"], two["run"]["world_size"]) == (1, 2)
 
 
+def test_a_report_card_does_not_tell_the_processes(runs, tmp_path):
+    """Not in a byte, though few images give a trajectory, and one process may have none."""
+    card = tiny.spec(
+        "modules.ReportCard",
+        classifier=tiny.loaded("classifier", runs / "classifier/classifier.safetensors"),
+        denoiser=tiny.loaded("denoiser", runs / "denoiser/denoiser.safetensors"),
+        levels=[0.1, 1.0],
+        attacks=[tiny.pgd(random_start=True)],
+        reverse=tiny.spec("modules.Reverse", sampler=tiny.ancestral(3), share=0.2),
+    )
+    data = tiny.spec("data.Images", eval_batch_size=1, eval_limit=9)
+    config = {"model": card, "data": data, "trainer": tiny.TRAINER}
+    one, two = both(tmp_path, "test", config)
+    documents = [(folder / "report_card.json").read_bytes() for folder in (one, two)]
+    assert documents[0] == documents[1]
+    assert 0 < json.loads(documents[0])["self_agreement"]["n"] < 9
+
+
 def generation(runs, **data):
     path = runs / "classifier/classifier.safetensors"
     features = tiny.spec(

@@ -102,10 +102,12 @@ class PGD(Attack):
         keep_best: Whether rows come back as their point of largest loss; see `pgd`.
         in_training_mode: Attacks the classifier in the mode it is in rather than in eval mode, so
             with its dropout, and with batch statistics of the rows that move.
+        temperature: Divides the logits whose cross-entropy is climbed (and compared between
+            restarts). A large one keeps a gradient where a confident row has none left. Ours.
 
     Raises:
-        ValueError: For a negative, infinite or undefined size, fewer steps than one, or both
-            `keep_best` and `early_stop`.
+        ValueError: For a negative, infinite or undefined size or temperature, fewer steps than
+            one, or both `keep_best` and `early_stop`.
     """
 
     radius: float | Radius
@@ -117,6 +119,7 @@ class PGD(Attack):
     early_stop: bool = True
     keep_best: bool = False
     in_training_mode: bool = False
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.radius, Radius):
@@ -132,6 +135,11 @@ class PGD(Attack):
             raise ValueError(
                 f"step_fraction is the step size over the radius, a positive number, got "
                 f"{self.step_fraction}; leave it out for 2.5 / steps."
+            )
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(
+                f"temperature divides the logits, a positive number, got {self.temperature}; 1 "
+                "leaves them as they are."
             )
         if self.ball in (L2Step, LinfStep, UnconstrainedStep):
             warnings.warn(
@@ -163,7 +171,7 @@ class PGD(Attack):
             moved = x[rows] + scale[rows] * (moved_t - x_t[rows])
             logits = classifier(moved, sigma[rows])
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            loss = F.cross_entropy(logits, y[rows], reduction="none")
+            loss = F.cross_entropy(logits / self.temperature, y[rows], reduction="none")
             return loss, logits.argmax(-1) == y[rows]
 
         radius = self.radius(sigma) if isinstance(self.radius, Radius) else self.radius
@@ -202,6 +210,7 @@ class PGD(Attack):
             "" if self.early_stop else "no early stop",
             "best step" if self.keep_best else "",
             "in training mode" if self.in_training_mode else "",
+            "" if self.temperature == 1 else f"logits over {self.temperature:.3g}",
         ]
         return ", ".join(part for part in parts if part)
 

@@ -1,137 +1,39 @@
-"""Accuracy and calibration by noise level, of classifiers and along sampling trajectories."""
+"""Calibration along sampling trajectories, and how an integral calibration error is stated."""
 
+import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
-from rich.console import Console
-from rich.table import Table
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from robustguide.callbacks.reporting import Reporting, publish
-from robustguide.metrics import CalibrationByNoise, Reliability
+from robustguide.metrics import Answers, AnswersByLevel
+from robustguide.noise import finest
 from robustguide.report import figures
-
-
-class NoiseCurves(Reporting):
-    """Accuracy, robust accuracy and ECE of a classifier at each noise level.
-
-    Reads what `RobustClassification.evaluation_step` returns.
-
-    Args:
-        num_bins: Confidence bins of the ECE.
-    """
-
-    def __init__(self, num_bins: int = 15) -> None:
-        super().__init__()
-        self.num_bins = num_bins
-        self.clean: CalibrationByNoise | None = None
-        self.attacked: CalibrationByNoise | None = None
-
-    def _start(self, module: Any) -> None:
-        if not hasattr(module, "evaluation_attack"):
-            return  # this callback belongs to every run, and other modules have no such levels
-        levels, attacked = len(module.levels), module.evaluation_attack is not None
-        self.clean = CalibrationByNoise(levels, self.num_bins).to(module.device)
-        self.attacked = (
-            CalibrationByNoise(levels, self.num_bins).to(module.device) if attacked else None
-        )
-
-    def _add(self, outputs: Any) -> None:
-        if self.clean is None:
-            return
-        for metric, name in ((self.clean, "clean"), (self.attacked, "attacked")):
-            if metric is not None:
-                for level, logits in enumerate(outputs[name]):
-                    metric.update(logits, outputs["y"], level)
-
-    def _finish(self, trainer: Trainer, module: Any, stage: str) -> None:
-        if self.clean is None or trainer.sanity_checking:
-            return
-        clean = self.clean.compute()
-        attacked = self.attacked.compute() if self.attacked is not None else None
-        n, levels = int(clean.count[0]), list(module.levels)
-        series = {"accuracy": clean.accuracy.tolist(), "ece": clean.ece.tolist()}
-        self.measured(module, stage, "accuracy", float(clean.accuracy.mean()), n)
-        self.measured(
-            module, stage, "integral_ece", float(clean.integral_ece), n, bins=self.num_bins
-        )
-        if attacked is not None:
-            series["robust_accuracy"] = attacked.accuracy.tolist()
-            threat = str(module.evaluation_attack)
-            value = float(attacked.accuracy.mean())
-            self.measured(module, stage, "robust_accuracy", value, n, attack=threat)
-        lower, upper = clean.limits
-        limits = {"accuracy_lower": lower.tolist(), "accuracy_upper": upper.tolist()}
-        self.curve(trainer, stage, "classifier", levels, series | limits)
-        chance = 1 / module.classifier.num_classes
-        publish(
-            trainer,
-            f"{stage}/noise_curves",
-            lambda: figures.curves(levels, series, ylabel="accuracy, ECE", chance=chance),
-        )
-        if stage == "test":
-            draw = partial(figures.reliability_diagrams, clean, levels)
-            publish(trainer, "test/reliability", draw)
-            print_table(trainer, levels, series)
-
-    def on_validation_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """New sums."""
-        self._start(module)
-
-    def on_test_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """New sums."""
-        self._start(module)
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Adds a batch."""
-        self._add(outputs)
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Adds a batch."""
-        self._add(outputs)
-
-    def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Logs; here and not later, while an EMA callback behind this one shows its weights."""
-        self._finish(trainer, module, "val")
-
-    def on_test_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Logs, and prints a table."""
-        self._finish(trainer, module, "test")
 
 
 class TrajectoryCalibration(Reporting):
     """ECE of the predicted clean image against the conditioning label, along the reverse process.
 
-    Ma et al. (2024), eq. 1, over the watched steps. Reads the observer's logits.
+    Ma et al. (2024), eq. 1, over the watched steps. Reads the observer's logits; where some are
+    not finite, since sampling diverged, nothing is measured, and a warning says so.
 
     Args:
         num_bins: Confidence bins of the ECE.
+        resamples: Of the bootstrap over images.
     """
 
-    def __init__(self, num_bins: int = 15) -> None:
+    def __init__(self, num_bins: int = 15, resamples: int = 1000) -> None:
         super().__init__()
-        self.num_bins = num_bins
-        self.metric: CalibrationByNoise | None = None
+        self.num_bins, self.resamples = num_bins, resamples
+        self.metric: AnswersByLevel | None = None
 
     def on_test_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """New sums.
+        """No rows yet.
 
         Raises:
             ValueError: When nobody observes.
@@ -141,8 +43,9 @@ class TrajectoryCalibration(Reporting):
                 "TrajectoryCalibration needs a classifier that reads along; set model.observer."
             )
         generation: Any = module
-        levels = len(generation.levels)
-        self.metric = CalibrationByNoise(levels, self.num_bins).to(module.device)
+        levels, num_classes = len(generation.levels), generation.observer.num_classes
+        metric = AnswersByLevel(levels, num_classes, self.num_bins)
+        self.metric = metric.to(home_of_float64(module.device))
 
     def on_test_batch_end(
         self,
@@ -155,37 +58,62 @@ class TrajectoryCalibration(Reporting):
     ) -> None:
         """Adds a batch."""
         assert self.metric is not None
-        for level, logits in enumerate(outputs["logits"]):
-            self.metric.update(logits, outputs["y"], level)
+        self.metric.update(outputs["logits"], outputs["y"], outputs["index"])
 
     def on_test_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Logs the curve and its mean."""
         assert self.metric is not None
-        found: Reliability = self.metric.compute()
-        n = int(found.count[0])
-        series = {"ece": tolist(found.ece), "label_agreement": tolist(found.accuracy)}
-        self.measured(
-            module, "test", "integral_ece", float(found.integral_ece), n, bins=self.num_bins
-        )
         generation: Any = module
         levels = list(generation.levels)
-        self.curve(trainer, "test", "trajectory", levels, series)
+        try:
+            found = self.metric.compute()
+        except ValueError as error:
+            rank_zero_warn(f"Nothing is known of the calibration along the trajectory. {error}")
+            self.measured(module, "test", "integral_ece", None, 0, bins=self.num_bins)
+            nothing = [math.nan] * len(levels)
+            series = {"ece": nothing, "label_agreement": nothing}
+            self.curve(trainer, "test", "trajectory", levels, series)
+            return
+        facts, chance = integral_calibration(found, levels, self.resamples)
+        self.measured(module, "test", "integral_ece", found.integral_ece, **facts)
+        series = {"ece": found.ece.tolist(), "label_agreement": found.accuracy.tolist()}
+        all_of_it = series | {key: curve.tolist() for key, curve in chance.items()}
+        self.curve(trainer, "test", "trajectory", levels, all_of_it)
         draw = partial(figures.curves, levels, series, ylabel="ECE, agreement with label")
         publish(trainer, "test/trajectory", draw)
-        draw = partial(figures.reliability_diagrams, found, levels)
+        draw = partial(figures.reliability_diagrams, found.reliability, levels)
         publish(trainer, "test/trajectory_reliability", draw)
 
 
-def tolist(values: Tensor) -> list[float]:
-    """A tensor's numbers."""
-    return [float(value) for value in values]
+def integral_calibration(
+    answers: Answers, sigmas: Sequence[float], resamples: int
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What belongs beside an integral calibration error.
+
+    Args:
+        answers: Of which it is.
+        sigmas: The grid of noise levels that it is the mean over.
+        resamples: Of the bootstrap over images; 0 leaves out all that takes long.
+
+    Returns:
+        n, bins, grid and whether n is so small that the number is biased; the interval, and what a
+        perfectly calibrated classifier with the same confidences would show. And curves of the
+        latter.
+    """
+    facts: dict[str, Any] = {"n": answers.n, "bins": answers.num_bins, "grid": list(sigmas)}
+    facts["biased"] = answers.is_small
+    if not resamples:
+        return facts, {}
+    chance = answers.sampling_error()
+    facts |= {
+        "interval": list(answers.integral_interval(resamples)),
+        "resamples": resamples,
+        "sampling_error": {"mean": chance.integral_mean, "upper95": chance.integral_upper95},
+    }
+    curves = {"ece_if_calibrated": chance.mean, "ece_if_calibrated_upper95": chance.upper95}
+    return facts, curves
 
 
-def print_table(trainer: Trainer, levels: list[float], series: dict[str, list[float]]) -> None:
-    """One row a noise level; one process prints."""
-    if not trainer.is_global_zero:
-        return
-    table = Table("sigma", *series)
-    for row, level in enumerate(levels):
-        table.add_row(f"{level:g}", *(f"{values[row]:.3f}" for values in series.values()))
-    Console().print(table)
+def home_of_float64(device: torch.device) -> torch.device:
+    """A device, or the CPU beside one that knows no float64."""
+    return device if finest(device) == torch.float64 else torch.device("cpu")

@@ -17,6 +17,11 @@ class Export(Callback):
 
     The role is the module's attribute, `classifier`, `denoiser` or `codec`. With an EMA callback
     the weights are the average, and the file says so.
+
+    What is exported is described by the configuration, or, where it is none of the networks that
+    the configuration names, by the module's own `specification`. At the start of a run both the
+    attribute and that may be provisional, so long as they fit each other and could be exported;
+    at its end they are final. What `notes` of a module says goes into the file.
     """
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -41,15 +46,20 @@ class Export(Callback):
             str(path),
             specification_of(module, role),
             class_names=() if role == "codec" else data.class_names,
-            shape=shape_seen(module, data.shape),
+            shape=shape_seen(module, getattr(data, "shape", None)),
             weights="ema" if averages else "raw",
-            extra={"steps": trainer.global_step},
+            extra={"steps": trainer.global_step, **getattr(module, "notes", {})},
         )
         rank_zero_info(f"Exported the {role} to {path}")
 
 
-def shape_seen(module: LightningModule, images: Sequence[int]) -> tuple[int, ...]:
-    """Shape of what the trained network sees: of latents, where the module has a codec."""
+def shape_seen(module: Any, images: Sequence[int] | None) -> tuple[int, ...]:
+    """Shape of what the trained network sees: of latents, where the module has a codec.
+
+    Without images, of what the module samples.
+    """
+    if images is None:
+        return tuple(module.denoiser.shape)
     space = getattr(module, "space", None)
     return tuple(images) if space is None else space.shape(images)
 
@@ -66,8 +76,8 @@ def role_of(module: LightningModule) -> str:
 
 
 def specification_of(module: LightningModule, role: str) -> Any:
-    """Plain description of the trained network, from the configuration that made the module."""
-    described = module.hparams.get(role)
+    """Plain description of the network: the module's own, or of the configuration that made it."""
+    described = getattr(module, "specification", None) or module.hparams.get(role)
     if not isinstance(described, dict):
         raise ValueError(
             f"The {role} was built in Python, so no configuration describes it; train through the "

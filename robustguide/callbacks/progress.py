@@ -51,13 +51,16 @@ class Progress(ProgressBar):
             print(*args, **kwargs)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Counts optimizer steps; a resumed run begins at its own."""
-        total = trainer.estimated_stepping_batches
-        self._start("fit", "steps", total, done=trainer.global_step)
+        """Counts optimizer steps, or batches without one; a resumed run begins at its own."""
+        total, unit = (
+            trainer.estimated_stepping_batches,
+            "steps" if trainer.optimizers else "batches",
+        )
+        self._start("fit", unit, total, done=trained(trainer))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Not every batch is a step."""
-        self._advance(pl_module, trainer.global_step)
+        self._advance(pl_module, trained(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The end."""
@@ -159,6 +162,11 @@ class Progress(ProgressBar):
         if self.display is not None:
             self.display.close()
         self.display = None
+
+
+def trained(trainer: Trainer) -> int:
+    """Optimizer steps made; batches seen, where there is no optimizer."""
+    return trainer.global_step if trainer.optimizers else trainer.fit_loop.total_batch_idx + 1
 
 
 def total_of(batches: Any) -> float:

@@ -10,6 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from PIL import Image
+from torch import Tensor
 
 from robustguide.report.figures import save
 
@@ -27,10 +28,17 @@ class Reporting(Callback):
         self.curves: dict[str, dict[str, list[float | None]]] = {}
 
     def measured(
-        self, module: LightningModule, stage: str, name: str, value: float, n: int, **facts: Any
+        self,
+        module: LightningModule,
+        stage: str,
+        name: str,
+        value: float | None,
+        n: int,
+        **facts: Any,
     ) -> None:
         """Logs a number under `stage/name` and keeps it with its n and what defines it."""
-        module.log(f"{stage}/{name}", value, sync_dist=True, rank_zero_only=False)
+        logged = math.nan if value is None else value
+        module.log(f"{stage}/{name}", logged, sync_dist=True, rank_zero_only=False)
         self.metrics[name] = {"value": plain(value), "n": n, **facts}
 
     def curve(
@@ -39,19 +47,29 @@ class Reporting(Callback):
         stage: str,
         name: str,
         sigmas: Sequence[float],
-        series: Mapping[str, Sequence[float]],
+        series: Mapping[str, Sequence[float | None]],
+        prefix: str = "",
     ) -> None:
-        """Logs each point of curves over noise levels, and keeps the curves."""
+        """Logs each point of curves over noise levels, and keeps the curves.
+
+        Args:
+            trainer: Its loggers get the points.
+            stage: First part of the points' names.
+            name: Of the curves together.
+            sigmas: Noise levels.
+            series: Values by name of the curve; null or NaN where nothing was measured.
+            prefix: Before the curve in the points' names.
+        """
         self.curves[name] = {
             "sigma": [float(sigma) for sigma in sigmas],
             **{key: [plain(value) for value in values] for key, values in series.items()},
         }
         if trainer.logger is not None:
             points = {
-                f"{stage}/{key}/sigma_{sigma:.3g}": float(value)
+                f"{stage}/{prefix}{key}/sigma_{sigma:.3g}": float(value)
                 for key, values in series.items()
                 for sigma, value in zip(sigmas, values, strict=True)
-                if not math.isnan(value)
+                if value is not None and not math.isnan(value)
             }
             trainer.logger.log_metrics(points, step=trainer.global_step)
 
@@ -82,7 +100,7 @@ def publish(trainer: Trainer, name: str, draw: Callable[[], Figure]) -> None:
             logger.experiment.add_image(name, pixels, trainer.global_step, dataformats="HWC")
 
 
-def plain(value: float) -> float | None:
+def plain(value: float | Tensor | None) -> float | None:
     """A number that JSON knows; null for one that is not finite."""
-    number = float(value)
+    number = math.nan if value is None else float(value)
     return number if math.isfinite(number) else None

@@ -43,7 +43,9 @@ class Results(Callback):
         cost = cost_of(trainer, module)  # all processes tell theirs
         if not trainer.is_global_zero or cost is None:
             return
-        reports = [c for c in callbacks_of(trainer) if isinstance(c, Reporting)]
+        reports: list[Any] = [c for c in callbacks_of(trainer) if isinstance(c, Reporting)]
+        if hasattr(module, "metrics") and hasattr(module, "curves"):
+            reports.append(module)  # one that measures something itself, as `Combination`
         results = {
             "run": provenance(trainer, stage),
             "metrics": {

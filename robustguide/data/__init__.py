@@ -4,6 +4,7 @@ from robustguide.data.crops import Augment, CropAndFlip
 from robustguide.data.encode import LatentWriter, fingerprint
 from robustguide.data.errors import DataError
 from robustguide.data.folder import Folder
+from robustguide.data.held_out import HeldOut
 from robustguide.data.images import ImageSource, Samples, Split
 from robustguide.data.latents import ENCODING, LatentShards
 from robustguide.data.manifest import Encoding, Manifest, index_shards, write_shards
@@ -23,6 +24,7 @@ __all__ = [
     "Encoding",
     "FashionMNIST",
     "Folder",
+    "HeldOut",
     "ImageSource",
     "Images",
     "Labels",

@@ -94,7 +94,7 @@ class SeedLoader:
 
 
 class SeedData(Classes):
-    """Numbers and labels of the images to generate, for tests and predictions.
+    """Numbers and labels of the images to generate, for tests, predictions and searches.
 
     Args:
         count: How many images.
@@ -160,6 +160,21 @@ class SeedData(Classes):
         """All the numbers."""
         each_has_one(len(self.indices), place(self.trainer)[1])
         return SeedLoader(self.indices, self.y, self.batch_size, self.trainer)
+
+    def train_dataloader(self) -> SeedLoader:
+        """All the numbers, the same in every epoch; for what is chosen by looking at samples.
+
+        Raises:
+            ValueError: When processes would have unequally many batches: in training they wait for
+                each other at each one.
+        """
+        world = place(self.trainer)[1]
+        if self.batch_size == 1 and len(self.indices) % world:
+            raise ValueError(
+                f"In batches of one, {len(self.indices)} numbers cannot be shared evenly by "
+                f"{world} processes; set batch_size to 2 or more."
+            )
+        return self.test_dataloader()
 
     def leave_out(self, done: Collection[int]) -> None:
         """Numbers of images that are there already, and that predictions need not make again."""

@@ -10,7 +10,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from robustguide.classifiers import Decoded, NoiseConditioned, Relabelled, Wrapper
+from robustguide.classifiers import Decoded
+from robustguide.classifiers import class_names as class_names  # also asked of this file
 from robustguide.interfaces import Classifier, Denoiser
 
 PIXELS = 1, 3  # channels of images; what has others are latents
@@ -141,15 +142,6 @@ def _broken(classifier: Classifier, x: Tensor) -> str:
         "the graph of its logits ends before (no_grad, detach, argmax, bytes or numpy inside, or "
         "torch.inference_mode around)"
     )
-
-
-def class_names(module: nn.Module) -> tuple[str, ...]:
-    """Names of the classes that a module tells; none where they are numbers."""
-    if isinstance(module, Wrapper | NoiseConditioned) and not isinstance(module, Relabelled):
-        return class_names(module.classifier)
-    names = getattr(getattr(module, "metadata", None), "class_names", ())
-    names = names or getattr(module, "class_names", ())  # of a denoiser: its prompts
-    return () if names == tuple(map(str, range(len(names)))) else tuple(names)
 
 
 def titled(module: nn.Module, kind: str) -> str:

@@ -26,10 +26,12 @@ class View(ABC):
     """What a classifier is shown of a step.
 
     Attributes:
+        needs_denoised: Whether it looks at the denoised image.
         needs_graph: Whether the gradient goes through the denoiser.
         clean: Whether the classifier is to read the images as clean ones.
     """
 
+    needs_denoised = False
     needs_graph = False
     clean = False
 
@@ -86,6 +88,7 @@ class AtNormalizedState(View):
 class AtDenoised(View):
     """The predicted clean image, the denoiser's Jacobian left out. Ma et al. (2023), section 4."""
 
+    needs_denoised = True
     clean = True
 
     def point(self, step: Step) -> Float[Tensor, "b c h w"]:
@@ -101,6 +104,7 @@ class AtDenoised(View):
 class ThroughDenoiser(View):
     """The predicted clean image, differentiated through the denoiser. Bansal et al. (2023)."""
 
+    needs_denoised = True
     needs_graph = True
     clean = True
 

@@ -10,10 +10,11 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from robustguide.interfaces import Codec, Denoiser
+from robustguide.modules.examination import EVALUATION
 from robustguide.modules.latent import Space
 from robustguide.modules.optimization import optimization, thaw
 from robustguide.modules.resuming import refuse_other_network, start_step
-from robustguide.modules.robust import EVALUATION, Batch
+from robustguide.modules.robust import Batch
 from robustguide.modules.targets import CleanImage, Target
 from robustguide.modules.trial import try_denoiser
 from robustguide.noise import NoiseDistribution, noise_like, perturb

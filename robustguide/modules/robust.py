@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
@@ -12,17 +11,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustguide.attacks import Attack
+from robustguide.guidance import AtState
 from robustguide.interfaces import Classifier, Codec
+from robustguide.modules.examination import Cell, Examination, named
 from robustguide.modules.latent import Space
 from robustguide.modules.optimization import optimization, thaw
+from robustguide.modules.penalty import CalibrationPenalty
 from robustguide.modules.resuming import refuse_other_network, start_step
-from robustguide.modules.trial import try_classifier
+from robustguide.modules.trial import try_on_data
 from robustguide.noise import NoiseDistribution, noise_like, perturb
-from robustguide.samplers import SeededNoise
 
 Batch = tuple[Tensor, Tensor, Tensor]
 LEVELS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-EVALUATION = 1  # stream of the per-image generators that noises test images
 
 
 class RobustClassification(LightningModule):
@@ -43,6 +43,10 @@ class RobustClassification(LightningModule):
         seed: Of the training noise.
         codec: Frozen; translates the images of the data into the classifier's space, where noise
             and attacks then are. Null where the data are in that space.
+        label_smoothing: Share of each target that is spread over all classes alike, in [0, 1).
+        penalty: What calibration adds to the loss; null adds nothing. It judges the noisy images
+            as they were before the attack, which costs one more forward pass of the network, and
+            which batch statistics see as well.
     """
 
     def __init__(
@@ -57,18 +61,26 @@ class RobustClassification(LightningModule):
         evaluation_attack: Attack | None = None,
         seed: int = 0,
         codec: Codec | None = None,
+        label_smoothing: float = 0.0,
+        penalty: CalibrationPenalty | None = None,
     ) -> None:
         super().__init__()
-        if not levels or not all(0 <= level < float("inf") for level in levels):
-            raise ValueError(f"levels must be finite noise levels of at least 0, got {levels}.")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(
+                f"label_smoothing is a share of the target, 0 or more and below 1, got "
+                f"{label_smoothing}; 0 is none."
+            )
         self.classifier = classifier
         self.noise = noise
         self.attack = attack
         self.optimizer, self.scheduler, self.rates = optimizer, scheduler, rates
         self.levels = tuple(levels)
         self.evaluation_attack = evaluation_attack
+        attacks = () if evaluation_attack is None else (evaluation_attack,)
+        self.examination = Examination(levels, {"x_t": AtState()}, attacks)
         self.seed = seed
         self.space = Space(codec)
+        self.label_smoothing, self.penalty = label_smoothing, penalty
 
     def setup(self, stage: str) -> None:
         """Compares the data with the classifier.
@@ -81,16 +93,7 @@ class RobustClassification(LightningModule):
                 "Training needs a noise distribution; name one as model.noise, such as "
                 "robustguide.noise.UniformT."
             )
-        data = getattr(self.trainer, "datamodule", None)
-        num_classes, shape = getattr(data, "num_classes", None), getattr(data, "shape", None)
-        if num_classes not in (None, self.classifier.num_classes):
-            raise ValueError(
-                f"The data has {num_classes} classes, the classifier "
-                f"{self.classifier.num_classes}; set model.classifier.init_args.num_classes (and "
-                "the network's) to the data's."
-            )
-        if shape is not None:
-            try_classifier(self.classifier, self.space.shape(shape))
+        try_on_data(self.classifier, getattr(self.trainer, "datamodule", None), self.space)
         if stage == "fit":
             thaw(self.classifier, self.rates)
 
@@ -104,42 +107,38 @@ class RobustClassification(LightningModule):
         start_step(self, self.seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss on the attacked images alone."""
+        """Cross-entropy of the attacked images alone, and the penalty."""
         images, y, _ = batch
         assert self.noise is not None
         x_0 = self.space.draw(images)
         sigma = self.noise.sample(len(x_0), self.device)
-        x = perturb(x_0, sigma, noise_like(x_0, None))
+        natural = x = perturb(x_0, sigma, noise_like(x_0, None))
         if self.attack is not None:
-            x = self.attack(self.classifier, x, sigma, y)
+            x = self.attack(self.classifier, natural, sigma, y)
         logits = self.classifier(x, sigma)
-        loss = F.cross_entropy(logits.float(), y)
+        loss = F.cross_entropy(logits.float(), y, label_smoothing=self.label_smoothing)
+        if self.penalty is not None:
+            # guidance never meets an attack, so that is not where calibration is wanted
+            judged = logits if self.attack is None else self.classifier(natural, sigma)
+            error = self.penalty(judged, y, sigma)
+            self.log("train/cross_entropy", loss)
+            self.log("train/calibration_error", error)
+            loss = loss + self.penalty.weight * error
         accuracy = (logits.argmax(-1) == y).float().mean()
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/accuracy", accuracy, prog_bar=True)
         return loss
 
-    def evaluation_step(self, batch: Batch) -> dict[str, Any]:
-        """Logits (levels, b, k) at every level, of noised images and, if asked, attacked ones.
+    @property
+    def examined(self) -> dict[str, Cell]:
+        """What an evaluation measures."""
+        return self.examination.cells(self.classifier)
 
-        The noise of an image is drawn from a generator that its index seeds, and is the same at
-        every level.
-        """
+    def evaluation_step(self, batch: Batch) -> dict[str, Any]:
+        """What an `Examination` of noised images found, in `cells`; gradients are not taken."""
         images, y, index = batch
-        x_0 = self.space.own(images, index)
-        noise = SeededNoise(index.tolist(), EVALUATION).draw(x_0.shape[1:], self.device)
-        answers: dict[str, list[Tensor]] = {"clean": [], "attacked": []}
-        for level in self.levels:
-            sigma = x_0.new_full((len(x_0),), level)
-            x = perturb(x_0, sigma, noise)
-            with torch.no_grad():
-                answers["clean"].append(self.classifier(x, sigma))
-            if self.evaluation_attack is not None:
-                moved = self.evaluation_attack(self.classifier, x, sigma, y)
-                with torch.no_grad():
-                    answers["attacked"].append(self.classifier(moved, sigma))
-        stacked = {name: torch.stack(logits) for name, logits in answers.items() if logits}
-        return {"y": y, "index": index, **stacked}
+        found = self.examination.examine(self.classifier, self.space.own(images, index), y, index)
+        return {"cells": named(found, "forward", y, index)}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """See `evaluation_step`."""

@@ -3,9 +3,27 @@
 from collections.abc import Callable, Sequence
 
 import torch
+from lightning import LightningDataModule
 from torch import Tensor, nn
 
 from robustguide.interfaces import Classifier, Denoiser
+from robustguide.modules.latent import Space
+
+
+def try_on_data(classifier: Classifier, data: LightningDataModule | None, space: Space) -> None:
+    """Compares a classifier with a data module, as far as that tells classes and a shape.
+
+    Raises:
+        ValueError: When they differ.
+    """
+    num_classes, shape = getattr(data, "num_classes", None), getattr(data, "shape", None)
+    if num_classes not in (None, classifier.num_classes):
+        raise ValueError(
+            f"The data has {num_classes} classes, the classifier {classifier.num_classes}; set "
+            "model.classifier.init_args.num_classes (and the network's) to the data's."
+        )
+    if shape is not None:
+        try_classifier(classifier, space.shape(shape))
 
 
 def try_classifier(classifier: Classifier, shape: Sequence[int]) -> None:

@@ -52,13 +52,13 @@ def curves(
     Raises:
         ValueError: If a series has not one value for each level.
     """
-    levels = _numbers(sigmas)
+    levels = numbers_of(sigmas)
     order = np.argsort(levels)
     figure = Figure(figsize=(WIDTH, 3.2), dpi=DPI, layout="constrained")
     axes = figure.subplots()
-    at = _noise_axis(axes, levels[order])
+    at = noise_axis(axes, levels[order])
     for index, (name, values) in enumerate(series.items()):
-        numbers = _numbers(values)
+        numbers = numbers_of(values)
         if len(numbers) != len(levels):
             raise ValueError(
                 f"Series {name!r} has {len(numbers)} values for {len(levels)} noise levels; "
@@ -72,10 +72,10 @@ def curves(
             linestyle=STYLES[index % len(STYLES)],
             marker=MARKERS[index % len(MARKERS)],
             markersize=4.5,
-            label=_words(name),
+            label=words(name),
         )
         if intervals and name in intervals:
-            low, high = (_numbers(limit)[order] for limit in intervals[name])
+            low, high = (numbers_of(limit)[order] for limit in intervals[name])
             axes.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
     if chance is not None:
         axes.axhline(chance, color=GREY, linewidth=1, linestyle=(0, (1, 2)), label="chance")
@@ -176,7 +176,7 @@ def gradient_panel(
     only its pattern is seen: one channel in diverging colours, blue negative and red positive;
     three channels as colours around grey.
     """
-    levels = _numbers(sigmas)
+    levels = numbers_of(sigmas)
     scale = torch.as_tensor((1 + levels**2) ** -0.5)
     noisy = _pixels(x.detach().cpu().double() * scale[:, None, None, None])
     sheet = _Sheet(len(levels), 1 + len(gradients), header=LINE, margin=_room(["sigma = 0.00"]))
@@ -198,7 +198,8 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
     return Path(path)
 
 
-def _numbers(values: Values) -> NDArray[np.float64]:
+def numbers_of(values: Values) -> NDArray[np.float64]:
+    """Values on the host."""
     if isinstance(values, Tensor):
         values = values.detach().cpu()
     return torch.as_tensor(values, dtype=torch.float64).numpy()
@@ -208,8 +209,14 @@ def _name(sigma: float | str) -> str:
     return sigma if isinstance(sigma, str) else rf"$\sigma$ = {sigma:.3g}"
 
 
-def _noise_axis(axes: Axes, levels: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Positions of ascending noise levels on a logarithmic axis, sigma = 0 a step to the left."""
+def noise_axis(axes: Axes, levels: NDArray[np.float64], room: float = 0.07) -> NDArray[np.float64]:
+    """Positions of ascending noise levels on a logarithmic axis, sigma = 0 a step to the left.
+
+    Args:
+        axes: Gets ticks and a label.
+        levels: Ascending.
+        room: Share of the axis that a tick needs.
+    """
     positive = levels[levels > 0]
     if not len(positive):
         positive = np.ones(1)
@@ -219,7 +226,7 @@ def _noise_axis(axes: Axes, levels: NDArray[np.float64]) -> NDArray[np.float64]:
     axes.set_xscale("log")
     shown: list[int] = []
     for index, place in enumerate(at):  # as many ticks as there is room for
-        if not shown or np.log(place / at[shown[-1]]) >= 0.07 * np.log(at[-1] / at[0]):
+        if not shown or np.log(place / at[shown[-1]]) >= room * np.log(at[-1] / at[0]):
             shown.append(index)
     axes.set_xticks(at[shown], [f"{levels[index]:.3g}" for index in shown], fontsize=SMALL)
     axes.set_xticks([], minor=True)
@@ -291,12 +298,12 @@ class _Sheet:
     def title(self, text: str, row: int, column: int) -> None:
         """Writes above a tile."""
         x, y = self._left(column) + (self.pitch - GAP) / 2, self._top(row) - 0.04
-        self.axes.text(x, y, _words(text), fontsize=SMALL, ha="center", va="bottom")
+        self.axes.text(x, y, words(text), fontsize=SMALL, ha="center", va="bottom")
 
     def name(self, text: str, row: int) -> None:
         """Writes on the left of a row."""
         x, y = self._left(0) - 0.1, self._top(row) + (self.pitch - GAP) / 2
-        self.axes.text(x, y, _words(text), fontsize=TEXT, ha="right", va="center")
+        self.axes.text(x, y, words(text), fontsize=TEXT, ha="right", va="center")
 
     def _left(self, column: int) -> float:
         return self.left + column * self.pitch + GAP / 2
@@ -310,7 +317,8 @@ def _room(names: Iterable[str]) -> float:
     return 0.2 + 0.078 * max(map(len, names))
 
 
-def _words(name: str) -> str:
+def words(name: str) -> str:
+    """A name for people."""
     return name.replace("_", " ")
 
 

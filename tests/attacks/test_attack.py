@@ -110,6 +110,43 @@ def test_floor_is_that_of_the_gradient_in_x_t():
     assert_close(moved, torch.full_like(sigma, 0.1), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("temperature", [0.25, 1.0, 8.0])
+def test_the_step_is_that_of_the_tempered_cross_entropy(temperature):
+    """Linear logits W x: the gradient is sum_k q_k w_k - w_y with q = softmax(W x / T)."""
+    classifier = Linear(classes=4)
+    sigma = SIGMA.double()
+    x_t = 0.2 * torch.randn(6, 12, dtype=torch.float64)  # gradients well above the floor of 1e-10
+    x = vp_scale(sigma)[:, None] * x_t
+    y = classifier(x, sigma).argmax(-1)
+    attack = PGD(0.5, 1, temperature=temperature)
+    moved = (attack(classifier, x, sigma, y) - x) / vp_scale(sigma)[:, None]
+    weight = classifier.weight.detach()
+    gradient = (x_t @ weight.T / temperature).softmax(-1) @ weight - weight[y]
+    assert_close(moved, 0.5 * gradient / gradient.norm(dim=1, keepdim=True))
+
+
+def test_a_temperature_undoes_a_factor_bit_for_bit():
+    """So 1 is what no temperature is; a power of two rounds nothing."""
+    classifier, x, sigma, y = labelled()
+    plain = PGD(0.5, temperature=1.0)(classifier, x, sigma, y)
+    assert torch.equal(plain, PGD(0.5)(classifier, x, sigma, y))
+    handle = classifier.register_forward_hook(lambda *given: 4 * given[-1])
+    assert torch.equal(PGD(0.5, temperature=4.0)(classifier, x, sigma, y), plain)
+    handle.remove()
+
+
+def test_a_temperature_wakes_a_saturated_row():
+    """A margin of 1000 leaves no gradient in float32; over 100 it has one, in its direction."""
+    classifier = Linear().float()
+    weight = classifier.weight.detach()
+    toward = (weight[1] - weight[0]) / (weight[1] - weight[0]).norm()
+    x = (-1000 / (weight[1] - weight[0]).norm() * toward)[None]
+    sigma, y = torch.zeros(1), torch.tensor([0])
+    assert torch.equal(PGD(0.5)(classifier, x, sigma, y), x)
+    moved = PGD(0.5, temperature=100.0)(classifier, x, sigma, y) - x
+    assert_close(moved, 0.5 * toward[None], rtol=1e-3, atol=1e-4)
+
+
 def test_misclassified_images_come_back_bit_for_bit():
     classifier, x, sigma, y = labelled()
     y = torch.where(torch.arange(6) % 2 == 0, y, (y + 1) % 3)
@@ -229,6 +266,8 @@ def test_any_step_class_plugs_in():
         (PGD(SignalRadius(0.5), 5, RandomStep, early_stop=False, in_training_mode=True),
          "RandomStep, radius 0.5*sqrt(alpha_bar) in x_t units on the [-1,1] scale, PGD-5, step "
          "0.5 of the radius, no early stop, in training mode"),
+        (PGD(0.5, 5, temperature=4.0),
+         "L2, radius 0.5 in x_t units on the [-1,1] scale, PGD-5, step 0.25, logits over 4"),
     ],
 )  # fmt: skip
 def test_threat_model_is_printed(attack, text):
@@ -249,6 +288,8 @@ def test_bad_radius(kind, radius):
         ({"restarts": -1}, "got -1; 0 is none"),
         ({"step_fraction": 0.0}, "got 0.0; leave it out"),
         ({"step_fraction": float("nan")}, "got nan; leave it out"),
+        ({"temperature": 0.0}, "positive number, got 0.0; 1 leaves them"),
+        ({"temperature": float("nan")}, "positive number, got nan"),
     ],
 )
 def test_bad_arguments(given, message):

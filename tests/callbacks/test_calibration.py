@@ -2,12 +2,11 @@ import pytest
 import tiny
 import torch
 
-from robustguide.attacks import PGD
-from robustguide.callbacks import NoiseCurves, TrajectoryCalibration
-from robustguide.checkpoints import build
-from robustguide.data import Images, SeedData
+from robustguide.callbacks import TrajectoryCalibration
+from robustguide.data import SeedData
 from robustguide.interfaces import Classifier, Denoiser, Prediction
-from robustguide.modules import Generation, RobustClassification
+from robustguide.metrics import Answers
+from robustguide.modules import Generation
 from robustguide.noise import RhoGrid
 from robustguide.samplers import Heun
 
@@ -23,78 +22,6 @@ def ece(logits, y, bins=15):
             gap = (label == y)[inside].double().mean() - confidence[inside].mean()
             total += inside.double().mean() * gap.abs()
     return float(total)
-
-
-class Kept(NoiseCurves):
-    """Keeps all that it is shown."""
-
-    def __init__(self, num_bins=15):
-        super().__init__(num_bins)
-        self.shown = []
-
-    def _add(self, outputs):
-        super()._add(outputs)
-        self.shown.append(outputs)
-
-
-def test_the_curves_are_those_of_what_was_shown(tmp_path):
-    module = RobustClassification(
-        build(tiny.classifier()), levels=[0.05, 0.5, 5.0], evaluation_attack=PGD(1.0, steps=2)
-    )
-    curves = Kept(num_bins=7)
-    data = Images(eval_batch_size=32, eval_limit=70)
-    (logged,) = tiny.trainer(tmp_path, curves).test(module, datamodule=data, verbose=False)
-    found = curves.curves["classifier"]
-    y = torch.cat([outputs["y"] for outputs in curves.shown])
-    assert len(y) == 70 and found["sigma"] == [0.05, 0.5, 5.0]
-    means = {}
-    for name, key in (("clean", "accuracy"), ("attacked", "robust_accuracy")):
-        logits = torch.cat([outputs[name] for outputs in curves.shown], dim=1)
-        right = (logits.argmax(-1) == y).double().mean(-1)
-        assert found[key] == pytest.approx(right.tolist(), abs=1e-12)
-        means[key] = float(right.mean())
-        if name == "clean":
-            expected = [ece(each, y, bins=7) for each in logits]
-            assert found["ece"] == pytest.approx(expected, abs=1e-12)
-            means["integral_ece"] = sum(expected) / 3
-    for key, value in means.items():
-        assert curves.metrics[key]["value"] == pytest.approx(value, abs=1e-12)
-        assert curves.metrics[key]["n"] == 70
-        assert logged[f"test/{key}"] == pytest.approx(value, abs=1e-6)
-    assert curves.metrics["integral_ece"]["bins"] == 7
-    assert curves.metrics["robust_accuracy"]["attack"] == str(PGD(1.0, steps=2))
-    for low, value, high in zip(
-        found["accuracy_lower"], found["accuracy"], found["accuracy_upper"], strict=True
-    ):
-        assert 0 <= low < value < high <= 1 and high - low > 0.1
-
-
-def test_a_second_run_forgets_the_first(tmp_path):
-    module = RobustClassification(build(tiny.classifier()), levels=[0.1])
-    curves = NoiseCurves()
-    for limit in (30, 12):
-        data = Images(eval_batch_size=32, eval_limit=limit)
-        tiny.trainer(tmp_path, curves).test(module, datamodule=data, verbose=False)
-        assert curves.metrics["accuracy"]["n"] == limit
-    assert "robust_accuracy" not in curves.curves["classifier"]
-
-
-def test_a_table_is_printed(tmp_path, capsys):
-    module = RobustClassification(build(tiny.classifier()), levels=[0.1, 2.5])
-    data = Images(eval_limit=10)
-    tiny.trainer(tmp_path, NoiseCurves()).test(module, datamodule=data, verbose=False)
-    shown = capsys.readouterr().out
-    assert all(word in shown for word in ("sigma", "accuracy", "ece", "0.1", "2.5"))
-
-
-def test_a_module_without_levels_is_left_alone(tmp_path):
-    """The callback belongs to every run of the command line."""
-    module = Generation(Blank(), Heun(grid=RhoGrid(steps=2)))
-    curves = NoiseCurves()
-    tiny.trainer(tmp_path, curves).test(
-        module, datamodule=SeedData(count=3, num_classes=4), verbose=False
-    )
-    assert curves.metrics == {} and curves.curves == {}
 
 
 class Blank(Denoiser):
@@ -142,7 +69,20 @@ def test_the_trajectory_is_held_against_the_label(tmp_path):
         assert found["ece"][level] == pytest.approx(ece(logits, y), abs=1e-12)
         assert found["label_agreement"][level] == pytest.approx(11 / 22)  # even labels
     metric = callback.metrics["integral_ece"]
-    assert metric == {"value": pytest.approx(sum(found["ece"]) / 3), "n": 22, "bins": 15}
+    logits = torch.stack([torch.cat([each[1] for each in observer.calls[i::3]]) for i in range(3)])
+    answers = Answers.of(logits, data.y)
+    chance = answers.sampling_error()
+    assert metric == {
+        "value": pytest.approx(sum(found["ece"]) / 3),
+        "n": 22,
+        "bins": 15,
+        "grid": list(module.levels),
+        "biased": True,
+        "interval": pytest.approx(list(answers.integral_interval(1000))),
+        "resamples": 1000,
+        "sampling_error": {"mean": chance.integral_mean, "upper95": chance.integral_upper95},
+    }
+    assert found["ece_if_calibrated"] == pytest.approx(chance.mean.tolist())
     assert logged["test/integral_ece"] == pytest.approx(metric["value"], abs=1e-6)
     assert (tmp_path / "test_trajectory.png").is_file()
     assert (tmp_path / "test_trajectory_reliability.png").is_file()
@@ -156,3 +96,21 @@ def test_somebody_has_to_read_along(tmp_path):
         tiny.trainer(tmp_path, TrajectoryCalibration()).test(
             module, datamodule=SeedData(count=3, num_classes=4), verbose=False
         )
+
+
+class Diverged(Reading):
+    """Reads what is no number any more."""
+
+    def forward(self, x, sigma):
+        return super().forward(x, sigma) / 0 * 0
+
+
+def test_sampling_that_diverged_has_no_calibration(tmp_path):
+    """And the run goes on, for others may measure something."""
+    module = Generation(Blank(), Heun(grid=RhoGrid(steps=3)), observer=Diverged())
+    callback = TrajectoryCalibration()
+    trainer, data = tiny.trainer(tmp_path, callback), SeedData(count=3, num_classes=4)
+    with pytest.warns(UserWarning, match=r"Nothing is known of the calibration.*Logits are NaN"):
+        trainer.test(module, datamodule=data, verbose=False)
+    assert callback.metrics["integral_ece"] == {"value": None, "n": 0, "bins": 15}
+    assert callback.curves["trajectory"]["ece"] == [None, None, None]

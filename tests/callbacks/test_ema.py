@@ -5,7 +5,7 @@ from lightning import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
-from robustguide.callbacks import EMA, FrechetOfSamples, NoiseCurves
+from robustguide.callbacks import EMA, FrechetOfSamples, ReportCards
 from robustguide.checkpoints import build
 from robustguide.data import Images
 from robustguide.interfaces import Classifier
@@ -57,7 +57,7 @@ def test_measuring_sees_the_average_and_training_does_not(tmp_path):
     module = RobustClassification(build(tiny.classifier()), LogNormal(), levels=[0.1])
     seen = []
 
-    class Watching(NoiseCurves):
+    class Watching(ReportCards):
         def on_validation_epoch_end(self, trainer, module):
             super().on_validation_epoch_end(trainer, module)
             seen.append(module.classifier.net.enter.weight.clone())
@@ -75,8 +75,8 @@ def test_measuring_sees_the_average_and_training_does_not(tmp_path):
 
 def test_what_measures_stands_before_it(tmp_path):
     module = RobustClassification(build(tiny.classifier()), LogNormal())
-    trainer = tiny.trainer(tmp_path, EMA(0.9), NoiseCurves())
-    with pytest.raises(ValueError, match=r"NoiseCurves stands behind EMA.*list EMA last"):
+    trainer = tiny.trainer(tmp_path, EMA(0.9), ReportCards())
+    with pytest.raises(ValueError, match=r"ReportCards stands behind EMA.*list EMA last"):
         trainer.fit(module, datamodule=Images(batch_size=32))
 
 
@@ -116,7 +116,7 @@ def test_no_extractor_gets_into_a_checkpoint_or_an_average(tmp_path):
     module = RobustClassification(build(tiny.classifier()), LogNormal(), levels=[0.1])
     features = ClassifierFeatures(build(tiny.classifier()), "tiny")
     ema = EMA(0.9)
-    callbacks = [FrechetOfSamples(features), NoiseCurves(), ema]
+    callbacks = [FrechetOfSamples(features), ReportCards(), ema]
     trainer = tiny.trainer(tmp_path, *callbacks, enable_checkpointing=True, max_steps=2)
     trainer.fit(module, datamodule=Images(batch_size=32, eval_limit=4))
     trainer.save_checkpoint(tmp_path / "last.ckpt")

@@ -96,6 +96,25 @@ def test_steps_are_counted_not_batches(trainer, capsys):
     assert counted(lines(capsys, "fit")) == [(str(done), "4") for done in range(5)]
 
 
+class Searching(Tiny):
+    """Makes no optimizer step."""
+
+    automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        return []
+
+
+def test_without_an_optimizer_batches_are_counted(trainer, capsys):
+    trainer(max_epochs=2, limit_val_batches=0).fit(Searching())
+    lines = capsys.readouterr().out.splitlines()
+    assert "0/20 batches" in lines[0] and "20/20 batches  100%" in lines[-1]
+    assert len(lines) > 10  # one after each tenth
+
+
 def test_a_resumed_run_begins_at_its_step(trainer, capsys, tmp_path):
     first = trainer(max_steps=20, max_epochs=-1)
     first.fit(Tiny())

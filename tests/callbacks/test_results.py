@@ -12,7 +12,7 @@ import tiny
 import yaml
 
 import robustguide
-from robustguide.callbacks import NoiseCurves, Results, results
+from robustguide.callbacks import ReportCards, Results, results
 from robustguide.checkpoints import build
 from robustguide.data import Images
 from robustguide.modules import RobustClassification
@@ -103,7 +103,7 @@ def test_cost_of_what_makes_no_images(runs, json_of):
     assert found["peak_memory_bytes"] > 2**26 and "resident" in found["peak_memory_kind"]
 
 
-class Odd(NoiseCurves):
+class Odd(ReportCards):
     """Measures what is no number."""
 
     def on_test_epoch_end(self, trainer, module):
@@ -132,7 +132,7 @@ def test_an_endless_interval_in_a_configuration(runs, tmp_path, json_of):
 def test_another_run_s_configuration_is_not_taken_for_ones_own(tmp_path, json_of):
     (tmp_path / "config.yaml").write_text("seed_everything: 7\n")
     module = RobustClassification(build(tiny.classifier()), levels=[0.1])
-    trainer = tiny.trainer(tmp_path, NoiseCurves(), Results())
+    trainer = tiny.trainer(tmp_path, ReportCards(), Results())
     trainer.test(module, datamodule=Images(eval_limit=2), verbose=False)
     run = json_of(tmp_path)["run"]
     assert run["config"] is None and run["seed"] is None and run["checkpoints"] == {}

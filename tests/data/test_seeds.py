@@ -77,6 +77,25 @@ def test_processes_take_disjoint_numbers():
     assert seen == {i: i % 10 for i in range(5, 16)}
 
 
+def test_every_epoch_has_all_the_numbers():
+    """And as many batches in every process, which wait for each other at each one."""
+    data = SeedData(11, 10, first=5, batch_size=4)
+    epochs = [[index.tolist() for index, _ in data.train_dataloader()] for _ in range(2)]
+    assert epochs[0] == epochs[1] == [[5, 6, 7, 8], [9, 10, 11, 12], [13, 14, 15]]
+    batches, found = [], []
+    for rank in range(2):
+        data.trainer = Process(rank, 2)
+        loader = data.train_dataloader()
+        batches.append(len(loader))
+        found += [number for index, _ in loader for number in index.tolist()]
+    assert batches == [2, 2] and sorted(found) == list(range(5, 16))
+    single = SeedData(11, 10, batch_size=1)
+    assert len(single.train_dataloader()) == 11
+    single.trainer = Process(0, 2)
+    with pytest.raises(ValueError, match="11 numbers cannot be shared evenly by 2 processes"):
+        single.train_dataloader()
+
+
 def test_reference_images():
     data = SeedData(5, 10, reference=Digits())
     assert len(data.reference) == 1259 and data.reference[0][0].shape == (1, 8, 8)

@@ -167,7 +167,7 @@ def test_a_robust_classifier_trains_on_latents(tmp_path):
     trainer = tiny.trainer(tmp_path, max_steps=60, limit_val_batches=0)
     trainer.fit(module, datamodule=data)
     images, y, index = next(iter(data.test_dataloader()))
-    logits = module.eval().test_step((images, y, index), 0)["clean"][0]
+    logits = module.eval().test_step((images, y, index), 0)["cells"]["forward_x_t"]["logits"][0, 0]
     assert trainer.callback_metrics["train/loss"] < 1.6  # of chance: 2.3
     assert (logits.argmax(-1) == y).float().mean() > 0.5
 

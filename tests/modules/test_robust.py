@@ -7,7 +7,7 @@ from robustguide.attacks import PGD, Attack
 from robustguide.checkpoints import build, load_classifier
 from robustguide.data import Images, SeedData
 from robustguide.interfaces import Classifier
-from robustguide.modules import RobustClassification
+from robustguide.modules import CalibrationPenalty, RobustClassification
 from robustguide.modules.robust import LEVELS
 from robustguide.noise import Clipped, LogNormal, UniformT, linear_levels
 from robustguide.samplers.seeds import mixed
@@ -22,6 +22,16 @@ class Seen(Attack):
     def __call__(self, classifier, x, sigma, y, generator=None):
         self.batches.append((x.clone(), sigma, y))
         return x + 1
+
+
+def cell(answer):
+    """What was found of noised images."""
+    return answer["cells"]["forward_x_t"]
+
+
+def clean(answer):
+    """Logits (levels, b, k) of the only draw."""
+    return cell(answer)["logits"][0]
 
 
 class Echo(Classifier):
@@ -58,26 +68,103 @@ def test_the_loss_is_that_of_the_attacked_images(tmp_path):
     torch.testing.assert_close(trainer.callback_metrics["train/accuracy"], accuracy)
 
 
+def first_step(path, attack=None, **init_args):
+    """Metrics of one step, its labels, and what the classifier was given and answered."""
+    classifier, calls = build(tiny.classifier()), []
+    classifier.register_forward_hook(lambda module, inputs, output: calls.append((inputs, output)))
+    module = RobustClassification(classifier, LogNormal(-1.0, 0.5), attack, **init_args)
+    trainer = tiny.trainer(path)
+    trainer.fit(module, datamodule=Images(batch_size=16))
+    y = next(iter(Images(batch_size=16).train_dataloader()))[1]
+    return trainer.callback_metrics, y, calls[1:]  # the first one tries a blank image
+
+
+def test_the_plain_loss_is_the_cross_entropy_bit_for_bit(tmp_path):
+    """With nothing of calibration asked for, nothing of it is computed."""
+    metrics, y, calls = first_step(tmp_path, Seen())
+    assert len(calls) == 1
+    assert torch.equal(metrics["train/loss"], F.cross_entropy(calls[0][1].detach(), y))
+    assert {name for name in metrics if "train" in name} == {"train/loss", "train/accuracy"}
+
+
+def test_smoothed_labels(tmp_path):
+    """Each row pays (1 - s) times its own cross-entropy and s times the mean over the classes."""
+    metrics, y, calls = first_step(tmp_path, label_smoothing=0.2)
+    log_p = calls[0][1].detach().log_softmax(-1)
+    own = log_p.gather(-1, y[:, None])[:, 0]
+    expected = -(0.8 * own + 0.2 * log_p.mean(-1)).mean()
+    torch.testing.assert_close(metrics["train/loss"], expected)
+
+
+@pytest.mark.parametrize("attack", [None, Seen()])
+def test_the_penalty_judges_images_before_the_attack(attack, tmp_path):
+    """It costs a forward pass where the cross-entropy sees others."""
+    penalty = CalibrationPenalty(3.0, edges=[0.3])
+    metrics, y, calls = first_step(tmp_path, attack, penalty=penalty, label_smoothing=0.1)
+    ((x, sigma), logits), *more = calls
+    assert len(more) == (attack is not None)
+    for (natural, told), judged in more:
+        torch.testing.assert_close(natural + 1, x, rtol=0, atol=0)
+        assert torch.equal(told, sigma)
+        logits = judged
+    entropy = F.cross_entropy(calls[0][1].detach(), y, label_smoothing=0.1)
+    error = penalty(logits.detach(), y, sigma)
+    torch.testing.assert_close(metrics["train/cross_entropy"], entropy)
+    torch.testing.assert_close(metrics["train/calibration_error"], error)
+    torch.testing.assert_close(metrics["train/loss"], entropy + 3 * error)
+
+
+def test_the_penalty_trains(tmp_path):
+    """From the same start, a large weight leaves a smaller calibration error."""
+    x_0, y, _ = next(iter(Images(batch_size=1024).train_dataloader()))
+    sigma = torch.full((len(y),), 0.3)
+    x = x_0 + 0.3 * torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
+
+    def error(weight):
+        torch.manual_seed(0)
+        classifier = build(tiny.classifier())
+        module = RobustClassification(
+            classifier,
+            LogNormal(-1.0, 0.5),
+            PGD(1.0, 1),
+            optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=0.01),
+            penalty=CalibrationPenalty(weight) if weight else None,
+        )
+        trainer = tiny.trainer(tmp_path, max_steps=25)
+        trainer.fit(module, datamodule=Images(batch_size=64))
+        with torch.no_grad():
+            return CalibrationPenalty(1.0)(classifier.eval()(x, sigma), y, sigma).item()
+
+    before, after = error(0), error(20.0)
+    assert after < 0.5 * before
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
+def test_label_smoothing_is_a_share(share):
+    with pytest.raises(ValueError, match=rf"label_smoothing is a share.*got {share}; 0 is none"):
+        RobustClassification(Echo(), label_smoothing=share)
+
+
 def test_every_level_sees_the_noise_of_the_image(tmp_path):
     """And no other: the noise is that of the image's number, in any batch."""
     module = RobustClassification(Echo(), levels=[0.0, 0.5, 4.0])
     x_0, y, index = tiny.batch()
     answer = module.test_step((x_0, y, index + 3), 0)
-    assert answer["clean"].shape == (3, 6, 64) and "attacked" not in answer
+    assert clean(answer).shape == (3, 6, 64) and "attacked" not in cell(answer)
     eps = torch.stack(
         [
             torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(mixed(i + 3, 1)))
             for i in range(6)
         ]
     )
-    for level, seen in zip(module.levels, answer["clean"], strict=True):
+    for level, seen in zip(module.levels, clean(answer), strict=True):
         torch.testing.assert_close(seen, (x_0 + level * eps).flatten(1), rtol=0, atol=0)
     parts = [
         module.test_step((x_0[rows], y[rows], index[rows] + 3), 0)
         for rows in ([0, 1], [2, 3, 4, 5])
     ]
-    together = torch.cat([part["clean"] for part in parts], dim=1)
-    assert torch.equal(together, answer["clean"])
+    together = torch.cat([clean(part) for part in parts], dim=1)
+    assert torch.equal(together, clean(answer))
 
 
 def test_the_evaluated_attack_is_that_of_the_configuration():
@@ -85,14 +172,14 @@ def test_the_evaluated_attack_is_that_of_the_configuration():
     module = RobustClassification(classifier, levels=[0.3], evaluation_attack=attack)
     x_0, y, index = tiny.batch()
     answer = module.validation_step((x_0, y, index), 0)
-    x = RobustClassification(Echo(), levels=[0.3]).test_step((x_0, y, index), 0)["clean"]
+    x = clean(RobustClassification(Echo(), levels=[0.3]).test_step((x_0, y, index), 0))
     x, sigma = x[0].reshape(x_0.shape), torch.full((6,), 0.3)
-    torch.testing.assert_close(answer["clean"][0], classifier(x, sigma))
+    torch.testing.assert_close(clean(answer)[0], classifier(x, sigma))
     torch.testing.assert_close(
-        answer["attacked"][0], classifier(attack(classifier, x, sigma, y), sigma)
+        cell(answer)["attacked"][0, 0, 0], classifier(attack(classifier, x, sigma, y), sigma)
     )
-    assert torch.equal(answer["y"], y) and torch.equal(answer["index"], index)
-    assert not answer["attacked"].requires_grad
+    assert torch.equal(cell(answer)["y"], y) and torch.equal(cell(answer)["index"], index)
+    assert not cell(answer)["attacked"].requires_grad
 
 
 def test_attacked_training_is_more_robust(runs, tmp_path, json_of):
