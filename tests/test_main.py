@@ -118,7 +118,7 @@ def test_a_run_folder_holds_everything(runs):
         assert config["seed_everything"] == 0 and config["trainer"]["max_steps"] == 60
         assert config["trainer"]["inference_mode"] is False
         assert config["model"]["init_args"]["seed"] == 0  # a default, stated
-    with Image.open(runs / "classifier/val_noise_curves.png") as picture:
+    with Image.open(runs / "classifier/val_report_card.png") as picture:
         assert picture.width > 100
 
 
@@ -187,7 +187,7 @@ def test_tensorboard_shows_scalars_and_pictures(tested, json_of):
         mean = sum(curves[key]) / len(LEVELS)
         name = "integral_ece" if key == "ece" else key
         assert found.Scalars(f"test/{name}")[0].value == pytest.approx(mean, abs=1e-6)
-    for tag in ("test/noise_curves", "test/reliability"):
+    for tag in ("report_card", "reliability_forward_x_t"):
         (picture,) = found.Images(tag)
         with Image.open(folder / f"{tag.replace('/', '_')}.png") as file:
             assert (picture.width, picture.height) == file.size
