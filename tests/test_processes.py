@@ -77,7 +77,8 @@ def test_a_report_card_does_not_tell_the_processes(runs, tmp_path):
         "modules.ReportCard",
         classifier=tiny.loaded("classifier", runs / "classifier/classifier.safetensors"),
         denoiser=tiny.loaded("denoiser", runs / "denoiser/denoiser.safetensors"),
-        levels=[0.1, 1.0],
+        views={"denoised": tiny.spec("guidance.AtDenoised")},
+        levels=[1.0],
         attacks=[tiny.pgd(random_start=True)],
         reverse=tiny.spec("modules.Reverse", sampler=tiny.ancestral(3), share=0.2),
     )
