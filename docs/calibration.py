@@ -297,16 +297,31 @@ def samples(study: Study, home: Path) -> str:
         value = next(v for name, v in found[method]["metrics"].items() if name.startswith(key))
         return f"{value['mean']:.3f} ± {value['half_width']:.3f}"
 
+    def change(before: str, after: str, key: str) -> str:
+        """Of the same seeds, so that what a block's seeds do to both falls out."""
+        values = [
+            next(v["values"] for name, v in found[each]["metrics"].items() if name.startswith(key))
+            for each in (before, after)
+        ]
+        told = ablation.interval([b - a for a, b in zip(*values, strict=True)])
+        return f"{told.mean:+.3f} ± {told.half_width:.3f}"
+
     keys = ("frechet", "class_accuracy")
-    rows = [["unguided", "", *(text for key in keys for text in (shown("unguided", key), ""))]]
+    unguided = [text for key in keys for text in (shown("unguided", key), "", "")]
+    rows = [["unguided", "", *unguided]]
     for name in GUIDES:
         for factor in study.factors:
             method = f"{name}_{study.scales[name] * factor:g}"
             both = method, f"{method}_calibrated"
-            cells = [shown(each, key) for key in keys for each in both]
+            cells = [
+                text
+                for key in keys
+                for text in (*(shown(each, key) for each in both), change(*both, key))
+            ]
             rows.append([name, f"{study.scales[name] * factor:g}", *cells])
-    titles = ("guided by", "scale", "Fréchet, before", "after", "class accuracy, before", "after")
-    return markdown(titles, rows)
+    parts = ("before", "after", "change")
+    titles = [f"{name}, {part}" for name in ("Fréchet", "class accuracy") for part in parts]
+    return markdown(("guided by", "scale", *titles), rows)
 
 
 def picture(study: Study, home: Path) -> Figure:
