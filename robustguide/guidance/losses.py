@@ -1,7 +1,8 @@
 """How wrong a clean image is: what universal guidance decreases."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from robustguide.guidance.classifier import ClassLabels
 from robustguide.guidance.fit import shown, titled
 from robustguide.guidance.objectives import Objective, Tempered
 from robustguide.interfaces import Classifier, Denoiser, from_pixels
+
+LossOf = Callable[[Tensor, Tensor], Tensor]  # one number for each image, of images and labels
 
 
 class Loss(nn.Module):
@@ -43,6 +46,10 @@ class Loss(nn.Module):
         self, images: Float[Tensor, "b c h w"], y: Int[Tensor, " b"]
     ) -> Float[Tensor, " b"]:
         """Of images in the denoiser's space, differentiable, with labels y (b,)."""
+
+    def at(self, sigma: Float[Tensor, " b"]) -> LossOf:
+        """The loss of images that came up at levels sigma (b,); of most losses the same at all."""
+        return self
 
 
 class ClassifierLoss(Loss):
@@ -76,11 +83,18 @@ class ClassifierLoss(Loss):
         return (self.classifier,)
 
     def forward(
-        self, images: Float[Tensor, "b c h w"], y: Int[Tensor, " b"]
+        self,
+        images: Float[Tensor, "b c h w"],
+        y: Int[Tensor, " b"],
+        sigma: Float[Tensor, " b"] | None = None,
     ) -> Float[Tensor, " b"]:
-        """Minus the objective."""
-        logits = self.classifier(images, images.new_zeros(len(images)))
-        return -self.objective(logits, self.labels(y))
+        """Minus the objective; without levels, of images that were never noisy."""
+        sigma = images.new_zeros(len(images)) if sigma is None else sigma
+        return -self.objective(self.classifier.as_clean(images, sigma), self.labels(y))
+
+    def at(self, sigma: Float[Tensor, " b"]) -> LossOf:
+        """The classifier learns of the levels, by which it may have been calibrated."""
+        return partial(self.forward, sigma=sigma)
 
 
 class SquaredDistance(Loss):
@@ -131,7 +145,7 @@ class SquaredDistance(Loss):
 
 
 def values_and_gradient(
-    loss: Loss, images: Float[Tensor, "b c h w"], y: Int[Tensor, " b"]
+    loss: LossOf, images: Float[Tensor, "b c h w"], y: Int[Tensor, " b"]
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, "b c h w"]]:
     """Losses of images that want a gradient, without a graph, and the gradient of their sum.
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim import LBFGS, Adam, Optimizer
 
 from robustguide.guidance.base import Guidance, Step
-from robustguide.guidance.losses import Loss, values_and_gradient
+from robustguide.guidance.losses import Loss, LossOf, values_and_gradient
 from robustguide.guidance.views import ThroughDenoiser
 from robustguide.interfaces import Classifier, Denoiser
 from robustguide.noise import expand
@@ -67,7 +67,7 @@ class Descent:
             )
 
     def __call__(
-        self, loss: Loss, images: Float[Tensor, "b c h w"], y: Int[Tensor, " b"]
+        self, loss: LossOf, images: Float[Tensor, "b c h w"], y: Int[Tensor, " b"]
     ) -> Float[Tensor, "b c h w"]:
         """The images with a lower loss; rows do not mix."""
         make: Callable[..., Optimizer] = self.optimizer
@@ -144,11 +144,11 @@ class Universal(Guidance):
         moved = self.pulled(step, denoised) if self.weight > 0 else torch.zeros_like(denoised)
         if self.descent is None:
             return moved
-        return self.descent(self.loss, denoised + moved, step.y) - denoised
+        return self.descent(self.loss.at(step.sigma), denoised + moved, step.y) - denoised
 
     def pulled(self, step: Step, denoised: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Displacement of forward guidance, by the chain rule."""
         image = denoised.detach().requires_grad_()
-        _, gradient = values_and_gradient(self.loss, image, step.y)
+        _, gradient = values_and_gradient(self.loss.at(step.sigma), image, step.y)
         score = ThroughDenoiser().pull(step, -gradient)
         return self.weight * expand(step.sigma**2, score) * score

@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser
 from oracles import ExactClassifier, ExactDenoiser, ListedGrid, Mixture, no_noise, noisy, tilted
 from torch.testing import assert_close
 
+from robustguide.classifiers import BandTemperature, Calibrated, Temperature
 from robustguide.guidance import (
     ClassifierFree,
     ClassifierGuidance,
@@ -353,3 +354,22 @@ def test_a_loss_of_other_classes_or_images_is_refused():
     with pytest.raises(ValueError, match="reads images of 3 x 8 x 8"):
         Guided(denoiser, {"universal": term})
     assert term.differentiated() == (classifier,)
+
+
+def test_a_calibrated_classifier_learns_of_the_level_at_which_the_image_came_up():
+    """Forward guidance by log p is that of logits over T, and T is that of each row's level."""
+    mixture = tilted()
+    denoiser, classifier = ExactDenoiser(mixture), ExactClassifier(mixture)
+    x, sigma, y = noisy(mixture, SIGMAS)
+    calibrated = Calibrated(classifier, BandTemperature([1.0], values=[2.0, 5.0]))
+    got = moved(denoiser, Universal(ClassifierLoss(calibrated), 1.0), x, sigma, y)
+    for rows, temperature in ((slice(0, 2), 2.0), (slice(2, 4), 5.0)):
+        one = Calibrated(classifier, Temperature(temperature))
+        wanted = moved(
+            denoiser, Universal(ClassifierLoss(one), 1.0), x[rows], sigma[rows], y[rows]
+        )
+        assert_close(got[rows], wanted, **EXACT)
+        plain = moved(
+            denoiser, Universal(ClassifierLoss(classifier), 1.0), x[rows], sigma[rows], y[rows]
+        )
+        assert not torch.allclose(got[rows], plain)
