@@ -25,6 +25,7 @@ from robustguide.plans.ablation import Ablation
 from robustguide.plans.jobs import Job
 from robustguide.report import ablation, figures
 from robustguide.report.multiples import Panel, small_multiples
+from robustguide.report.page import Table
 
 HOME = Path("runs/calibration")
 LEVELS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 4.0)
@@ -233,9 +234,8 @@ def folder_of(job: Job, home: Path) -> Path:
 
 
 def markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table, its first two columns words and the others numbers."""
-    lines = [titles, ["---", "---", *["---:"] * (len(titles) - 2)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    """A table."""
+    return ablation.markdown(Table(titles, rows)).strip()
 
 
 def card(home: Path, run: str) -> dict[str, Any]:

@@ -169,3 +169,16 @@ class ListedGrid(Grid):
 def no_noise(x):
     """For samplers that must not ask for any."""
     raise AssertionError("a deterministic sampler asked for noise")
+
+
+def ece(logits, y, bins=15):
+    """Guo et al. (2017), eq. 3, bin by bin."""
+    p = logits.double().softmax(-1)
+    confidence, label = p.max(-1)
+    total = 0.0
+    for k in range(bins):
+        inside = (confidence > k / bins) & (confidence <= (k + 1) / bins)
+        if inside.any():
+            gap = (label == y)[inside].double().mean() - confidence[inside].mean()
+            total += inside.double().mean() * gap.abs()
+    return float(total)

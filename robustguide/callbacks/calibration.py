@@ -47,15 +47,7 @@ class TrajectoryCalibration(Reporting):
         metric = AnswersByLevel(levels, num_classes, self.num_bins)
         self.metric = metric.to(home_of_float64(module.device))
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def add(self, module: Any, outputs: Any) -> None:
         """Adds a batch."""
         assert self.metric is not None
         self.metric.update(outputs["logits"], outputs["y"], outputs["index"])

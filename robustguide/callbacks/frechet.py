@@ -67,15 +67,7 @@ class FrechetOfSamples(Reporting):
         assert sums is not None
         return sums.moments()
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def add(self, module: Any, outputs: Any) -> None:
         """Adds a batch."""
         assert self.final is not None and self.by_noise is not None
         self.final.update(self.features(outputs["images"]))

@@ -60,7 +60,8 @@ class ReportCards(Reporting):
         if getattr(module, "judged_by", None) is not None:
             self.judged = RowsByLevel(1, ["agreement"]).to(home_of_float64(module.device))
 
-    def _add(self, outputs: Any) -> None:
+    def add(self, module: Any, outputs: Any) -> None:
+        """Adds what was found of each cell."""
         if not self.tallies:
             return
         for name, found in outputs["cells"].items():
@@ -136,29 +137,9 @@ class ReportCards(Reporting):
         """New sums."""
         self._start(module)
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Adds a batch."""
-        self._add(outputs)
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Adds a batch."""
-        self._add(outputs)
+    def on_validation_batch_end(self, *given: Any, **named: Any) -> None:
+        """As in a test."""
+        self.on_test_batch_end(*given, **named)
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Logs; here and not later, while an EMA callback behind this one shows its weights."""

@@ -27,6 +27,21 @@ class Reporting(Callback):
         self.metrics: dict[str, dict[str, Any]] = {}
         self.curves: dict[str, dict[str, list[float | None]]] = {}
 
+    def add(self, module: Any, outputs: Any) -> None:
+        """Takes in what a step of a test answered; nothing, unless a subclass does."""
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Adds a batch."""
+        self.add(module, outputs)
+
     def measured(
         self,
         module: LightningModule,

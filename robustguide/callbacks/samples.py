@@ -39,15 +39,7 @@ class ClassAccuracy(Reporting):
         self.metric = CalibrationByNoise(1).to(module.device)
 
     @torch.no_grad()
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def add(self, module: Any, outputs: Any) -> None:
         """Judges a batch."""
         assert self.metric is not None
         images = outputs["images"]
@@ -87,15 +79,7 @@ class SampleGrid(Reporting):
         """Forgets the last run's."""
         self.kept = {}
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def add(self, module: Any, outputs: Any) -> None:
         """Keeps the first ones of this process."""
         missing = self.count - len(self.kept)
         if missing > 0:

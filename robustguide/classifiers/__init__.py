@@ -11,7 +11,7 @@ from robustguide.classifiers.calibrated import (
 )
 from robustguide.classifiers.clip import ZeroShot
 from robustguide.classifiers.combined import Combined
-from robustguide.classifiers.names import class_names
+from robustguide.classifiers.names import class_names, displaced
 from robustguide.classifiers.off_the_shelf import NoiseConditioned, OffTheShelf
 from robustguide.classifiers.smooth import Smooth, Softening
 from robustguide.classifiers.timed import SigmaConditioned, Timed
@@ -38,4 +38,5 @@ __all__ = [
     "Wrapper",
     "ZeroShot",
     "class_names",
+    "displaced",
 ]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from robustguide.classifiers.wrappers import Wrapper
 from robustguide.interfaces import Classifier
+from robustguide.metrics import band_of
 
 
 class Scaling(nn.Module):
@@ -105,9 +106,7 @@ class BandTemperature(Tempering):
 
     def temperature(self, sigma: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """That of the band of each level."""
-        # as `metrics.band_of`, but against host numbers: no table has to go to the device
-        band = torch.stack([sigma > edge for edge in self.edges]).sum(0)
-        return self.logs.exp()[band]
+        return self.logs.exp()[band_of(sigma, self.edges)]
 
 
 class SmoothTemperature(Tempering):

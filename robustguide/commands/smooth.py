@@ -162,16 +162,11 @@ def replaced(classifier: "Classifier", betas: Sequence[float], data: "Images") -
         ValueError: No ReLU can be replaced, or the classifier is not one of the data's classes
             or images.
     """
-    from robustguide.classifiers import Smooth
-    from robustguide.guidance.fit import class_names
+    from robustguide.classifiers import Smooth, class_names, displaced
     from robustguide.modules.trial import try_classifier
 
-    theirs: dict[str, set[int]] = {}
-    for label, name in enumerate(data.class_names):
-        theirs.setdefault(name, set()).add(label)
-    moved = [
-        name for y, name in enumerate(class_names(classifier)) if y not in theirs.get(name, {y})
-    ]
+    own = class_names(classifier)
+    moved = [own[label] for label in displaced(own, data.class_names)]
     if classifier.num_classes != data.num_classes or moved:
         raise ValueError(
             f"The classifier knows {classifier.num_classes} classes, the data have "

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from robustguide.checkpoints.digest import feed
 from robustguide.codecs import KLCodec
 from robustguide.data.errors import DataError
 from robustguide.data.images import ImageSource, Samples
@@ -146,9 +147,7 @@ def fingerprint(codec: KLCodec) -> str:
     """SHA-256 of all tensors of a codec and of the range of its pixels."""
     digest = hashlib.sha256(repr(codec.pixel_range).encode())
     for name, tensor in sorted(codec.state_dict().items()):
-        value = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        digest.update(value.flatten().view(torch.uint8).numpy().data)
+        feed(digest, name, tensor)
     return digest.hexdigest()
 
 

@@ -1,8 +1,8 @@
 """Held-out images, for what is fitted to networks that are finished."""
 
+from typing import Any
+
 from robustguide.data.batches import spread
-from robustguide.data.crops import Augment
-from robustguide.data.images import ImageSource
 from robustguide.data.loaders import EvaluationLoader, place
 from robustguide.data.module import Images
 
@@ -14,35 +14,19 @@ class HeldOut(Images):
     is calibrated there believes its overconfidence. Test images would measure themselves.
 
     Args:
-        source: The set of images; without it, scikit-learn's digits.
-        batch_size: Images in a batch of one process.
-        eval_batch_size: Takes the place of `batch_size` where it is given.
-        augment: Must be null, since nothing is changed at random.
-        num_workers: Worker processes of each loader.
-        seed: Draws nothing here.
-        eval_limit: Only so many images of each split, evenly spread.
+        *args: See `Images`; nothing here is drawn at random, so that `seed` changes nothing.
+        **named: Likewise; `augment` must be null.
 
     Raises:
         ValueError: For random changes; see also `Images`.
     """
 
-    def __init__(
-        self,
-        source: ImageSource | None = None,
-        batch_size: int = 128,
-        eval_batch_size: int | None = None,
-        augment: Augment | None = None,
-        num_workers: int = 0,
-        seed: int = 0,
-        eval_limit: int | None = None,
-    ) -> None:
-        super().__init__(
-            source, batch_size, eval_batch_size, augment, num_workers, seed, eval_limit
-        )
-        if augment is not None:
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        if self.augment is not None:
             raise ValueError(
-                f"HeldOut shows images as they are, but augment is {type(augment).__name__}; set "
-                "data.augment to null."
+                "HeldOut shows images as they are, but augment is "
+                f"{type(self.augment).__name__}; set data.augment to null."
             )
 
     def train_dataloader(self) -> EvaluationLoader:  # type: ignore[override]  # each once, unshuffled

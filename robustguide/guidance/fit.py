@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from robustguide.classifiers import Decoded
+from robustguide.classifiers import Decoded, displaced
 from robustguide.classifiers import class_names as class_names  # also asked of this file
 from robustguide.interfaces import Classifier, Denoiser
 
@@ -55,8 +55,7 @@ def check_names(what: str, names: Sequence[str], denoiser: Denoiser) -> None:
         ValueError: A class has another label there.
     """
     theirs = class_names(denoiser)
-    labels = {name: label for label, name in enumerate(theirs)}
-    moved = [k for k, name in enumerate(names) if name in labels and theirs[k : k + 1] != (name,)]
+    moved = displaced(names, theirs)
     if not moved:
         return
     first = names[moved[0]]
@@ -65,7 +64,7 @@ def check_names(what: str, names: Sequence[str], denoiser: Denoiser) -> None:
         repair = f"give `labels: {[list(names).index(name) for name in theirs]}`"
     raise ValueError(
         f"{what}: the classifier's class {moved[0]} is {first!r}, which "
-        f"{titled(denoiser, 'denoiser')} counts as {labels[first]}; {repair}."
+        f"{titled(denoiser, 'denoiser')} counts as {theirs.index(first)}; {repair}."
     )
 
 

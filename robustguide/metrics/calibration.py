@@ -27,8 +27,9 @@ def band_of(sigma: Float[Tensor, " b"], edges: Sequence[float]) -> Int[Tensor, "
     """
     if any(low >= high for low, high in pairwise(edges)):
         raise ValueError(f"Noise band edges must increase, got {list(edges)}; sort them.")
-    # in sigma's own dtype, so that a sigma equal to an edge stays below it
-    return torch.bucketize(sigma, torch.tensor(edges, dtype=sigma.dtype, device=sigma.device))
+    # against numbers of the host, in sigma's own dtype: a sigma equal to an edge stays below it,
+    # and no table of edges has to go to the device
+    return sum((sigma > edge).long() for edge in edges) + torch.zeros_like(sigma, dtype=torch.long)
 
 
 def level_of(sigma: Float[Tensor, " b"], levels: Sequence[float]) -> Int[Tensor, " b"]:

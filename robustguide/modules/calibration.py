@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
-from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
@@ -18,9 +17,7 @@ from robustguide.classifiers import (
     Scaling,
     SmoothTemperature,
     Tempering,
-    class_names,
 )
-from robustguide.data import HeldOut
 from robustguide.data.batches import spread
 from robustguide.guidance import AtState, View
 from robustguide.interfaces import Classifier, Codec, Denoiser
@@ -34,7 +31,7 @@ from robustguide.modules.kept import Kept
 from robustguide.modules.latent import Space
 from robustguide.modules.resuming import refuse_other_network
 from robustguide.modules.robust import LEVELS
-from robustguide.modules.trial import try_denoiser, try_on_data
+from robustguide.modules.trial import held_out, try_denoiser, try_on_data
 from robustguide.noise import Grid
 
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -118,30 +115,7 @@ class Calibration(LightningModule):
             ValueError: For data that are not held out, other classes or shapes, a moving average,
                 or a trainer that would read nothing.
         """
-        data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, HeldOut):
-            raise ValueError(
-                f"A calibration is fitted to held-out images, but data is "
-                f"{type(data).__name__}; set data.class_path to robustguide.data.HeldOut."
-            )
-        callbacks: Sequence[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        if any(isinstance(callback, WeightAveraging) for callback in callbacks):
-            raise ValueError("A calibration has no steps to average over; leave out EMA.")
-        if 0 in (
-            self.trainer.max_steps,
-            self.trainer.max_epochs,
-            self.trainer.limit_train_batches,
-        ):
-            raise ValueError(
-                "A calibration reads the held-out images once; leave out trainer.max_steps and "
-                "limit_train_batches, and set max_epochs to 1."
-            )
-        theirs = list(class_names(self.classifier))
-        if theirs != data.class_names and set(theirs) == set(data.class_names):
-            raise ValueError(
-                f"The classifier counts the classes of the data in another order, {theirs[:5]}; "
-                "wrap it in robustguide.classifiers.Relabelled."
-            )
+        self.data = data = held_out(self.trainer, "A calibration")
         try_on_data(self.classifier, data, self.space)
         if self.denoiser is not None and self.view.needs_denoised:
             try_denoiser(self.denoiser, self.space.shape(data.shape))
@@ -170,8 +144,7 @@ class Calibration(LightningModule):
     def images(self) -> int:
         """Images of the split that are read."""
         loader: Any = self.trainer.train_dataloader
-        limit = self.trainer.datamodule.eval_limit  # type: ignore[attr-defined]  # see `setup`
-        return len(spread(len(loader.split), limit))
+        return len(spread(len(loader.split), self.data.eval_limit))
 
     @cached_property
     def about(self) -> keeping.About:

@@ -5,14 +5,12 @@ from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
-from lightning.pytorch.callbacks import WeightAveraging
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 from robustguide.checkpoints import Specification
 from robustguide.classifiers import Combined
-from robustguide.data import HeldOut
 from robustguide.guidance import AtState, View
 from robustguide.guidance.fit import check_shape
 from robustguide.interfaces import Classifier, Codec, Denoiser
@@ -20,7 +18,7 @@ from robustguide.metrics import SMALL, Answers, AnswersByLevel
 from robustguide.modules.examination import Examination
 from robustguide.modules.latent import Space
 from robustguide.modules.robust import LEVELS, Batch
-from robustguide.modules.trial import try_on_data
+from robustguide.modules.trial import held_out, try_on_data
 
 ERRORS = {"ece": "ece", "nll": "mean_nll", "smooth_ece": "smooth_ece"}  # as `Answers` calls them
 
@@ -146,21 +144,7 @@ class Combination(LightningModule):
             ValueError: For data that are not held out or of other classes or shapes, and for a
                 moving average.
         """
-        data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, HeldOut):
-            raise ValueError(
-                f"Classifiers are compared on held-out images, but data is {type(data).__name__}; "
-                "set data.class_path to robustguide.data.HeldOut."
-            )
-        callbacks: Sequence[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        if any(isinstance(callback, WeightAveraging) for callback in callbacks):
-            raise ValueError("A choice has no steps to average over; leave out EMA.")
-        names = list(self.classifier.class_names)
-        if names != data.class_names and set(names) == set(data.class_names):
-            raise ValueError(
-                f"The classifiers count the classes of the data in another order, {names[:5]}; "
-                "wrap them in robustguide.classifiers.Relabelled."
-            )
+        data = held_out(self.trainer, "A choice among classifiers")
         for classifier in self.candidates.all:
             try_on_data(classifier, data, self.space)
         self.requires_grad_(False)

@@ -162,8 +162,7 @@ class Examination:
         told = None if self.knows_null else y
         found = []
         for draw in range(self.draws):
-            noise = SeededNoise(index.tolist(), EVALUATION)
-            noise = noise.spawn(f"draw {draw}") if draw else noise
+            noise = evaluation_noise(index, draw)
             unit = noise.draw(x_0.shape[1:], x_0.device)
             states = (
                 perturb(x_0, x_0.new_full((len(x_0),), level), unit) for level in self.levels
@@ -247,7 +246,7 @@ class Examination:
         sigma = x.new_full((len(x),), self.levels[number])
         null = y if self.denoiser is None else self.denoiser.null(y)
         told = null if told is None else told
-        evaluate = self._evaluations(x, sigma)
+        evaluate = evaluations(self.denoiser, x, sigma)
         if with_graph:
             with torch.enable_grad():
                 evaluate.batch([Branch(told)])
@@ -261,11 +260,6 @@ class Examination:
             shown=lambda d: d if self.clip is None else d.clamp(-self.clip, self.clip),
             memory={},
         )
-
-    def _evaluations(self, x: Tensor, sigma: Tensor) -> Evaluations:
-        if self.denoiser is None:
-            return _Nobody(x, sigma)
-        return Evaluations(self.denoiser, x, sigma)
 
     def _direction(self, step: Step, y: Tensor) -> Tensor | None:
         """The classifier-free one; null where the denoiser knows no label, or no null label."""
@@ -285,6 +279,17 @@ class _Asked(nn.Module):
     def forward(self, images: Tensor, told: Tensor) -> Tensor:
         """Logits at the true level."""
         return self.view.ask(self.classifier, images, torch.full_like(told, self.level))
+
+
+def evaluation_noise(index: Int[Tensor, " b"], draw: int = 0) -> SeededNoise:
+    """The noise of images by their numbers, wherever a classifier is measured."""
+    noise = SeededNoise(index.tolist(), EVALUATION)
+    return noise.spawn(f"draw {draw}") if draw else noise
+
+
+def evaluations(denoiser: Denoiser | None, x: Tensor, sigma: Tensor) -> Evaluations:
+    """A denoiser's answers at x; where there is none, a view that asks is told so."""
+    return _Nobody(x, sigma) if denoiser is None else Evaluations(denoiser, x, sigma)
 
 
 class _Nobody(Evaluations):

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, distributed, nn
 
+from robustguide.checkpoints.digest import feed
 from robustguide.checkpoints.export import write as write_tensors
 from robustguide.checkpoints.portable import portable
 from robustguide.data import Samples
@@ -128,13 +129,6 @@ def hash_of_images(split: Samples) -> str:
         x_0, y, _ = split[place]
         feed(digest, f"{place} {y}", x_0)
     return digest.hexdigest()
-
-
-def feed(digest: Any, name: str, tensor: Tensor) -> None:
-    """Adds a tensor to a hash."""
-    value = tensor.detach().cpu().contiguous()
-    digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-    digest.update(value.flatten().view(torch.uint8).numpy().data)
 
 
 def refuse_infinite(logits: Tensor, levels: Sequence[float], index: Tensor) -> None:

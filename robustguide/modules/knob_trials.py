@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robustguide.files import whole
 from robustguide.metrics import Answers
@@ -233,16 +232,6 @@ def attributes(value: Any) -> Any:
         return value.tolist()
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
     return {"class": kind, **vars(value)} if hasattr(value, "__dict__") else [kind, repr(value)]
-
-
-def weights_of(module: nn.Module) -> str:
-    """Hash of all tensors of a network; none on the meta device."""
-    found = hashlib.sha256()
-    for name, value in itertools.chain(module.named_parameters(), module.named_buffers()):
-        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        data = value.detach().cpu().contiguous().reshape(-1)
-        found.update(data.view(torch.uint8).numpy().data)
-    return found.hexdigest()
 
 
 def changed(change: Callable[[Any], Any], value: Any) -> Any:

@@ -42,6 +42,7 @@ from robustguide.interfaces import Classifier, Denoiser
 from robustguide.metrics import Answers, AnswersByLevel
 from robustguide.modules.cost import Evaluated, counted, timed
 from robustguide.modules.generate import Seeds, spread
+from robustguide.modules.kept import hash_of_network
 from robustguide.modules.knob_report import (
     TERM,
     description,
@@ -61,7 +62,6 @@ from robustguide.modules.knob_trials import (
     most_tried,
     one_at_a_time,
     replay,
-    weights_of,
     worded,
 )
 from robustguide.modules.recorded import Recorded
@@ -262,8 +262,7 @@ class KnobSearch(LightningModule):
         """Fingerprint of all that decides what is found of a setting."""
         networks = {"denoiser": self.denoiser, "classifier": self.classifier}
         described = {
-            name: [str(net), self.hparams.get(name), weights_of(net)]
-            for name, net in networks.items()
+            name: hash_of_network(net, self.hparams.get(name)) for name, net in networks.items()
         }
         how = [self.sampler, self.view, self.scale, self.levels, self.num_bins]
         numbers = [data.indices.start, data.y.tolist(), str(self.trainer.precision)]

@@ -101,7 +101,5 @@ class CalibrationPenalty:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         confidence, label = logits.softmax(-1).max(-1)
         edges = self.edges or ()
-        # Compared with numbers: a table of edges would be copied to the device at every step.
-        above = [(sigma > edge).long() for edge in edges]
-        band = torch.stack(above).sum(0) if above else None
+        band = band_of(sigma, edges)
         return smoothed_error(confidence, label == y, self.bandwidth, band, len(edges) + 1)

@@ -1,17 +1,21 @@
 """One blank image, shown to a network before a run begins, so that a wrong shape is told then."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from lightning import LightningDataModule
+from lightning import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 
+from robustguide.classifiers import class_names, displaced
+from robustguide.data import HeldOut
 from robustguide.interfaces import Classifier, Denoiser
 from robustguide.modules.latent import Space
 
 
 def try_on_data(classifier: Classifier, data: LightningDataModule | None, space: Space) -> None:
-    """Compares a classifier with a data module, as far as that tells classes and a shape.
+    """Compares a classifier with a data module, as far as both tell classes and a shape.
 
     Raises:
         ValueError: When they differ.
@@ -22,8 +26,40 @@ def try_on_data(classifier: Classifier, data: LightningDataModule | None, space:
             f"The data has {num_classes} classes, the classifier {classifier.num_classes}; set "
             "model.classifier.init_args.num_classes (and the network's) to the data's."
         )
+    own = class_names(classifier)
+    if displaced(own, getattr(data, "class_names", ())):
+        raise ValueError(
+            f"The classifier counts the classes of the data in another order, {list(own[:5])}; "
+            "wrap it in robustguide.classifiers.Relabelled."
+        )
     if shape is not None:
         try_classifier(classifier, space.shape(shape))
+
+
+def held_out(trainer: Trainer, what: str) -> HeldOut:
+    """Data for one pass over held-out images.
+
+    Args:
+        trainer: Of the pass.
+        what: Begins the messages, such as "A calibration".
+
+    Raises:
+        ValueError: For other data, a moving average, or a trainer that would read nothing.
+    """
+    declared: Any = trainer
+    if not isinstance(declared.datamodule, HeldOut):
+        raise ValueError(
+            f"{what} needs held-out images, but data is {type(declared.datamodule).__name__}; set "
+            "data.class_path to robustguide.data.HeldOut."
+        )
+    if any(isinstance(callback, WeightAveraging) for callback in declared.callbacks):
+        raise ValueError(f"{what} has no steps to average over; leave out EMA.")
+    if 0 in (trainer.max_steps, trainer.max_epochs, trainer.limit_train_batches):
+        raise ValueError(
+            f"{what} reads the held-out images once; leave out trainer.max_steps and "
+            "limit_train_batches, and set max_epochs to 1."
+        )
+    return declared.datamodule
 
 
 def try_classifier(classifier: Classifier, shape: Sequence[int]) -> None:

@@ -23,19 +23,18 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from robustguide.checkpoints import Specification
+from robustguide.classifiers import class_names, displaced
 from robustguide.denoisers import Unconditional
 from robustguide.files import whole
 from robustguide.guidance import Evaluations, Objective, Step, Tempered, View, score
 from robustguide.guidance.classifier import ClassLabels
-from robustguide.guidance.fit import class_names
-from robustguide.interfaces import Classifier, Denoiser, Place, Prediction
+from robustguide.interfaces import Classifier, Denoiser, Place
 from robustguide.metrics import Answers, AnswersByLevel
-from robustguide.modules.examination import EVALUATION
+from robustguide.modules.examination import evaluation_noise, evaluations
 from robustguide.modules.robust import LEVELS
 from robustguide.modules.trial import try_classifier
 from robustguide.noise import perturb
 from robustguide.plans.candidates import Candidate, Look, plain
-from robustguide.samplers import SeededNoise
 
 FORMAT = 1  # of what is kept: raise it where the same setting would be measured otherwise
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -161,7 +160,7 @@ class Setting:
         self.name = candidate.name
         self.readers = [readers[id(look)] for look in looks]
         self.classifiers = list(dict.fromkeys(reader.classifier for reader in self.readers))
-        self.denoiser: Denoiser = Absent()
+        self.denoiser: Denoiser | None = None
         if candidate.needs_denoiser() and candidate.denoiser is not None:
             self.denoiser = unlabelled(parts(Denoiser, candidate.denoiser))
 
@@ -171,7 +170,7 @@ class Setting:
         Raises:
             ValueError: They differ.
         """
-        theirs = shape if isinstance(self.denoiser, Absent) else self.denoiser.shape
+        theirs = shape if self.denoiser is None else self.denoiser.shape
         if tuple(theirs) != tuple(shape):
             raise ValueError(
                 f"{self.name}: the denoiser makes images of shape {list(theirs)}, the data have "
@@ -184,7 +183,8 @@ class Setting:
 
     def to(self, device: str) -> None:
         """Moves the networks."""
-        self.denoiser.to(device)
+        if self.denoiser is not None:
+            self.denoiser.to(device)
         for reader in self.readers:
             reader.classifier.to(device)
             reader.labels.to(device)
@@ -202,20 +202,6 @@ class Setting:
         return {"flops": sum(flops) / len(flops), "parameters": parameters}
 
 
-class Absent(Denoiser):
-    """Stands where no denoiser is asked."""
-
-    num_classes = 0
-
-    def predict(self, x: Tensor, sigma: Tensor, y: Tensor) -> Prediction:
-        """Nothing.
-
-        Raises:
-            ValueError: Always.
-        """
-        raise ValueError("A view asks for the denoised image, and no denoiser was given.")
-
-
 class Looked:
     """Steps at one level, of which those of one denoiser share its evaluations.
 
@@ -227,12 +213,13 @@ class Looked:
         self.level = level
         self.known: dict[int, tuple[Evaluations, Tensor]] = {}
 
-    def __call__(self, denoiser: Denoiser, reader: Reader, x: Tensor) -> Step:
+    def __call__(self, denoiser: Denoiser | None, reader: Reader, x: Tensor) -> Step:
         """What a reader is shown of x; the denoiser is told no label."""
         sigma = x.new_full((len(x),), self.level)
         if id(denoiser) not in self.known:
-            y = denoiser.null(torch.zeros(len(x), dtype=torch.long, device=x.device))
-            self.known[id(denoiser)] = Evaluations(denoiser, x, sigma), y
+            y = torch.zeros(len(x), dtype=torch.long, device=x.device)
+            null = y if denoiser is None else denoiser.null(y)
+            self.known[id(denoiser)] = evaluations(denoiser, x, sigma), null
         evaluate, null = self.known[id(denoiser)]
         return Step(x, sigma, null, null, Place(sigma=self.level), evaluate, reader.shown, {})
 
@@ -257,11 +244,8 @@ def check_classes(name: str, reader: Reader, names: Sequence[str]) -> None:
     Raises:
         ValueError: They differ.
     """
-    places: dict[str, set[int]] = {}
-    for label, each in enumerate(names):
-        places.setdefault(each, set()).add(label)
     own = class_names(reader.classifier) if reader.labels.table is None else ()
-    moved = [each for y, each in enumerate(own) if y not in places.get(each, {y})]
+    moved = [own[label] for label in displaced(own, names)]
     if reader.labels.num_classes != len(names) or moved:
         raise ValueError(
             f"{name}: the classifier knows {reader.labels.num_classes} classes, the data have "
@@ -319,8 +303,7 @@ def measured(
 
 def drawn(images: Tensor, index: Tensor, draw: int) -> Tensor:
     """Noise that belongs to the images' numbers, as `Examination` draws it."""
-    noise = SeededNoise(index.tolist(), EVALUATION)
-    return (noise.spawn(f"draw {draw}") if draw else noise).draw(images.shape[1:])
+    return evaluation_noise(index, draw).draw(images.shape[1:])
 
 
 def answers(

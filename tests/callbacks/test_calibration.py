@@ -1,6 +1,7 @@
 import pytest
 import tiny
 import torch
+from oracles import ece
 
 from robustguide.callbacks import TrajectoryCalibration
 from robustguide.data import SeedData
@@ -9,19 +10,6 @@ from robustguide.metrics import Answers
 from robustguide.modules import Generation
 from robustguide.noise import RhoGrid
 from robustguide.samplers import Heun
-
-
-def ece(logits, y, bins=15):
-    """Guo et al. (2017), eq. 3, bin by bin."""
-    p = logits.double().softmax(-1)
-    confidence, label = p.max(-1)
-    total = 0.0
-    for k in range(bins):
-        inside = (confidence > k / bins) & (confidence <= (k + 1) / bins)
-        if inside.any():
-            gap = (label == y)[inside].double().mean() - confidence[inside].mean()
-            total += inside.double().mean() * gap.abs()
-    return float(total)
 
 
 class Blank(Denoiser):

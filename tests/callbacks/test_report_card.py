@@ -8,6 +8,7 @@ import oracles
 import pytest
 import tiny
 import torch
+from oracles import ece
 from PIL import Image
 
 from robustguide.attacks import PGD
@@ -24,19 +25,6 @@ from robustguide.samplers import Heun
 LEVELS = [0.05, 0.5, 5.0]
 
 
-def ece(logits, y, bins=15):
-    """Guo et al. (2017), eq. 3, bin by bin."""
-    p = logits.double().softmax(-1)
-    confidence, label = p.max(-1)
-    total = 0.0
-    for k in range(bins):
-        inside = (confidence > k / bins) & (confidence <= (k + 1) / bins)
-        if inside.any():
-            gap = (label == y)[inside].double().mean() - confidence[inside].mean()
-            total += inside.double().mean() * gap.abs()
-    return float(total)
-
-
 class Kept(ReportCards):
     """Keeps all that it is shown."""
 
@@ -44,8 +32,8 @@ class Kept(ReportCards):
         super().__init__(num_bins)
         self.shown = []
 
-    def _add(self, outputs):
-        super()._add(outputs)
+    def add(self, module, outputs):
+        super().add(module, outputs)
         self.shown.append(outputs["cells"]["forward_x_t"])
 
     def all(self, key, axis=0):

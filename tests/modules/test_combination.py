@@ -364,9 +364,11 @@ def test_nothing_read_is_nothing_chosen(runs, tmp_path):
     parts = {"trained": tiny.loaded("classifier", path), "untrained": tiny.classifier(width=4)}
     config = tiny.merged(combination(parts), {"trainer": {"limit_train_batches": 0}})
     tiny_run = tmp_path / "run"
-    with pytest.raises(ValueError, match="No held-out image was read"):
+    with pytest.raises(ValueError, match="reads the held-out images once; leave out"):
         tiny.run(tiny_run, "fit", config)
     assert not (tiny_run / "classifier.safetensors").exists()
+    with pytest.raises(ValueError, match="No held-out image was read"):
+        _ = Combination(planted(tilted()), LEVELS).notes
 
 
 class Halving(Codec):
