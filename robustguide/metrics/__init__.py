@@ -23,7 +23,6 @@ from robustguide.metrics.frechet import (
     FeatureMoments,
     Frechet,
     FrechetByNoise,
-    FrechetDistance,
     Moments,
     frechet_distance,
 )
@@ -39,7 +38,6 @@ __all__ = [
     "FeatureMoments",
     "Frechet",
     "FrechetByNoise",
-    "FrechetDistance",
     "Moments",
     "Reliability",
     "Rows",

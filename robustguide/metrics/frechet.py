@@ -4,167 +4,162 @@ With means m and covariances C of the two sets (N - 1 in the denominator),
 
     d = |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1 C2)^(1/2)        (Heusel et al., 2017, eq. 6)
 
-The last trace is the sum of the roots of the eigenvalues of L^T C2 L with C1 = L L^T: symmetric,
-so it stays real and exact when there are fewer samples than features. Everything is float64.
+The last trace is the sum of the roots of the eigenvalues of L^T C1 L with C2 = L L^T: symmetric,
+so it stays real when there are fewer samples than features. Its rank is known from that of both
+covariances; what lies beyond it is rounding, and would count with its root. All is float64.
 """
 
-import os
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torchmetrics import Metric
 
-from robustguide.files import whole
+from robustguide.metrics.moments import Moments, Sums, over, require_finite
 
-FORMAT = "robustguide.moments.1"
+__all__ = [
+    "FeatureMoments",
+    "Frechet",
+    "FrechetByNoise",
+    "Moments",
+    "Sums",
+    "Target",
+    "frechet_distance",
+]
+
+EPS = torch.finfo(torch.float64).eps
 
 
-class Moments:
-    """Mean and covariance of a set of features, and where they come from.
+class Target:
+    """A reference with its factor, for many distances from it.
 
     Args:
-        count: Number of images.
-        mean: Mean feature; NaN if there was no image.
-        covariance: Covariance with N - 1; NaN for fewer than two images.
-        extractor: Identity of the network that made the features; only equal ones are compared.
-        images: What the images are, for the reader.
+        reference: Moments of real images.
+        device: Where distances are computed; null is that of the reference.
+
+    Raises:
+        ValueError: For fewer than two images, or moments that are not finite.
     """
 
-    def __init__(
-        self,
-        count: int,
-        mean: Float[Tensor, " d"],
-        covariance: Float[Tensor, "d d"],
-        extractor: str,
-        images: str = "",
-    ) -> None:
-        self.count = count
-        self.mean = mean.double()
-        self.covariance = covariance.double()
-        self.extractor = extractor
-        self.images = images
+    def __init__(self, reference: Moments, device: torch.device | None = None) -> None:
+        _require_usable(reference, "reference")
+        self.reference = reference if device is None else reference.to(device)
+        self.factor = _factor(self.reference)
 
-    @classmethod
-    def of(cls, features: Float[Tensor, "n d"], extractor: str, images: str = "") -> "Moments":
-        """Moments of features that fit into memory."""
-        features = features.double()
-        mean = features.mean(0)
-        centred = features - mean
-        return cls(
-            len(features), mean, centred.T @ centred / (len(features) - 1), extractor, images
-        )
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a safetensors file, under its final name only once it is whole."""
-        metadata = {
-            "format": FORMAT,
-            "count": str(self.count),
-            "extractor": self.extractor,
-            "images": self.images,
-        }
-        tensors = {"mean": self.mean, "covariance": self.covariance}
-        with whole(path) as part:
-            save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, part, metadata)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "Moments":
-        """Reads what `save` wrote.
+    def distance(self, moments: Moments) -> float:
+        """Frechet distance of a set from the reference.
 
         Raises:
-            ValueError: If the file holds something else.
+            ValueError: As for the reference, and if the two differ in dimension.
         """
-        expected = f"expected the moments of features that `Moments.save` writes ({FORMAT})"
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise ValueError(f"{path} has format {metadata.get('format')!r}; {expected}.")
-                mean, covariance = file.get_tensor("mean"), file.get_tensor("covariance")
-        except SafetensorError as error:
-            raise ValueError(f"{path} is no safetensors file ({error}); {expected}.") from error
-        count = int(metadata["count"])
-        return cls(count, mean, covariance, metadata["extractor"], metadata["images"])
+        _require_usable(moments, "samples")
+        reference, moments = self.reference, moments.to(self.factor.device)
+        if len(moments.mean) != len(reference.mean):
+            raise ValueError(
+                f"The samples have {len(moments.mean)} features, the reference "
+                f"{len(reference.mean)}; compute both with one network and layer."
+            )
+        product = self.factor.T @ moments.covariance @ self.factor
+        values = torch.linalg.eigvalsh(product).clamp(min=0)  # ascending
+        roots = values[max(len(values) - _rank(moments), 0) :].sqrt()
+        traces = reference.covariance.trace() + moments.covariance.trace()
+        squared = (reference.mean - moments.mean).square().sum() + traces - 2 * roots.sum()
+        return float(squared.clamp(min=0))
+
+
+def frechet_distance(moments: Moments, reference: Moments) -> float:
+    """Frechet distance of a set from its reference; `Target` is faster for several sets.
+
+    Raises:
+        ValueError: For fewer than two images, moments that are not finite, or two dimensions.
+    """
+    return Target(reference, moments.mean.device).distance(moments)
+
+
+def _factor(moments: Moments) -> Float[Tensor, "d r"]:
+    """F with F F^T the covariance and r its rank."""
+    triangle = _triangle(moments)
+    if triangle is not None:
+        return triangle
+    values, vectors = torch.linalg.eigh(moments.covariance)
+    rank = min(_count_values(values), _most(moments))
+    first = len(values) - rank
+    factor: Tensor = vectors[:, first:] * values[first:].sqrt()
+    return factor
+
+
+def _rank(moments: Moments) -> int:
+    """Rank of the covariance: of the data's, where rounding makes another one."""
+    most = _most(moments)
+    if most < len(moments.mean) or _triangle(moments) is not None:
+        return most
+    return _count_values(torch.linalg.eigvalsh(moments.covariance))
+
+
+def _most(moments: Moments) -> int:
+    """What the rank cannot exceed."""
+    dim = len(moments.mean)
+    return dim if moments.count is None else min(moments.count - 1, dim)
+
+
+def _triangle(moments: Moments) -> Tensor | None:
+    """The Cholesky factor, half as long in the making as eigenvectors; null for deficient rank."""
+    covariance = moments.covariance
+    if _most(moments) < len(covariance):
+        return None
+    triangle, failed = torch.linalg.cholesky_ex(covariance)
+    # the square of a pivot is what a feature adds to those before it; below this, it is rounding
+    least = len(covariance) * EPS * covariance.diagonal().max()
+    is_full = bool((failed == 0) & (triangle.diagonal().square() > least).all())
+    return triangle if is_full else None
+
+
+def _count_values(values: Tensor) -> int:
+    """How many eigenvalues of a covariance, ascending, are more than rounding."""
+    return int((values > len(values) * EPS * values[-1]).sum())
+
+
+def _require_usable(moments: Moments, whose: str) -> None:
+    if moments.count is not None and moments.count < 2:
+        raise ValueError(
+            f"A covariance needs two images; the {whose} had {moments.count}. Give more."
+        )
+    if not bool(moments.mean.isfinite().all() & moments.covariance.isfinite().all()):
+        raise ValueError(
+            f"The moments of the {whose} are not finite; compute them anew from finite features."
+        )
 
 
 class Frechet(NamedTuple):
-    """A Frechet distance and what is needed to read it; never compare across n.
-
-    `rank_deficient` says that one of the sets has no more images than features, so that its
-    covariance is singular and the distance biased upwards.
-    """
+    """A distance, and the number of images behind it; never compare across n."""
 
     distance: float
     n: int
-    reference_n: int
-    rank_deficient: bool
-
-
-def frechet_distance(moments: Moments, reference: Moments) -> Frechet:
-    """Frechet distance of a set from its reference.
-
-    NaN if one of them has fewer than two images, or features that are not finite.
-
-    Raises:
-        ValueError: If the two were made by different extractors or differ in dimension.
-    """
-    _require_same_extractor(moments.extractor, reference)
-    dim = len(moments.mean)
-    if len(reference.mean) != dim:
-        raise ValueError(
-            f"The features have {dim} values, the reference's {len(reference.mean)}, though both "
-            f"are said to come from {moments.extractor!r}; compute the reference anew."
-        )
-    distance = _distance(
-        reference.mean.to(moments.mean), reference.covariance.to(moments.mean), moments
-    )
-    few = min(moments.count, reference.count) <= dim
-    return Frechet(distance, moments.count, reference.count, few)
-
-
-def _require_same_extractor(extractor: str, reference: Moments) -> None:
-    if extractor != reference.extractor:
-        raise ValueError(
-            f"The features come from extractor {extractor!r}, those of the reference "
-            f"{reference.images!r} from {reference.extractor!r}; compute the reference anew with "
-            f"{extractor!r}."
-        )
-
-
-def _distance(mean: Tensor, covariance: Tensor, moments: Moments) -> float:
-    if not (covariance.isfinite().all() and moments.covariance.isfinite().all()):
-        return float("nan")  # the eigen-solver would raise
-    values, vectors = torch.linalg.eigh(covariance)
-    half = vectors * values.clamp(min=0).sqrt()
-    roots = torch.linalg.eigvalsh(half.T @ moments.covariance @ half).clamp(min=0).sqrt()
-    traces = covariance.trace() + moments.covariance.trace()
-    squared = (mean - moments.mean).square().sum() + traces - 2 * roots.sum()
-    return float(squared.clamp(min=0))
 
 
 class _FeatureSums(Metric):
     """Count, sum and sum of outer products of features at each of a number of noise levels.
 
-    The sums are float64: features come to the metric's device, and beside a device without float64
-    (MPS) the metric stays on the CPU. It takes features, not images: an extractor inside would go
-    into every checkpoint and averaged copy of its owner, and would run once for each metric.
+    Additive, so batches, processes and repeated runs add up to the same value. States stay float64
+    on the device that holds the metric; a device without float64 cannot hold it. The network that
+    makes the features is no part of the metric: it would go into every checkpoint and every
+    copy of its owner, and would run once for each metric.
     """
 
     is_differentiable = False
     higher_is_better = False
     full_state_update = False
     count: Tensor
+    odd: Tensor
     total: Tensor
     outer: Tensor
 
-    def __init__(self, dim: int, extractor: str, levels: int = 1) -> None:
+    def __init__(self, dim: int, levels: int = 1) -> None:
         super().__init__()
         self.dim = dim
-        self.extractor = extractor
-        for name, shape in (("count", ()), ("total", (dim,)), ("outer", (dim, dim))):
+        shapes = {"count": (), "odd": (), "total": (dim,), "outer": (dim, dim)}
+        for name, shape in shapes.items():
             zeros = torch.zeros(levels, *shape, dtype=torch.float64)
             self.add_state(name, zeros, dist_reduce_fx="sum")
 
@@ -176,8 +171,8 @@ class _FeatureSums(Metric):
         """
         if features.ndim != 2 or features.shape[1] != self.dim:
             raise ValueError(
-                f"Got features of shape {tuple(features.shape)}, expected (b, {self.dim}) from "
-                f"{self.extractor!r}; flatten them or compute the reference anew."
+                f"Got features of shape {tuple(features.shape)}, expected (b, {self.dim}); "
+                "flatten them, or compute the reference anew with the network that made them."
             )
         if not 0 <= level < len(self.count):
             raise ValueError(
@@ -186,77 +181,65 @@ class _FeatureSums(Metric):
         # first the device, then the dtype: the source may not know float64
         features = features.detach().to(self.total.device).double()
         self.count[level] += len(features)
+        self.odd[level] += (~features.isfinite().all(1)).sum()
         self.total[level] += features.sum(0)
         self.outer[level].addmm_(features.T, features)
 
     def moments(self, level: int = 0) -> Moments:
-        """Moments of this process's features at one noise level."""
-        count, mean = self.count[level], self.total[level] / self.count[level]
-        covariance = (self.outer[level] - count * torch.outer(mean, mean)) / (count - 1)
-        return Moments(int(count.item()), mean, covariance, self.extractor)
+        """Moments of this process's features at one noise level.
+
+        Raises:
+            ValueError: If features were not finite.
+        """
+        count = int(self.count[level])
+        require_finite(int(self.odd[level]), count)
+        mean = over(self.total[level], count)
+        scatter = torch.addr(self.outer[level], mean, mean, alpha=-count)
+        return Moments(count, mean, over(scatter, count - 1))
 
 
 class FeatureMoments(_FeatureSums):
-    """Moments of a stream of features, for use as a reference.
+    """Moments of a stream of features.
 
     Args:
         dim: Number of features.
-        extractor: Identity of the network that makes them.
-        images: What the images are.
     """
 
-    def __init__(self, dim: int, extractor: str, images: str = "") -> None:
-        super().__init__(dim, extractor)
-        self.images = images
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
 
     def compute(self) -> Moments:
-        """Moments of the features of all processes."""
-        moments = self.moments()
-        moments.images = self.images
-        return moments
+        """Moments of the features of all processes.
+
+        Raises:
+            ValueError: If features were not finite.
+        """
+        return self.moments()
 
 
-class FrechetDistance(_FeatureSums):
-    """Frechet distance of a stream of features; `compute` returns a `Frechet`.
+class FrechetByNoise(_FeatureSums):
+    """Frechet distances of features at each of a number of noise levels.
 
     The reference is no state: it is neither summed over processes nor written into checkpoints.
 
     Args:
         reference: Moments of the real images' features; they fix the dimension.
-        extractor: Identity of the network that makes the features.
-
-    Raises:
-        ValueError: If the reference was made by another extractor.
-    """
-
-    def __init__(self, reference: Moments, extractor: str) -> None:
-        _require_same_extractor(extractor, reference)
-        super().__init__(len(reference.mean), extractor)
-        self.reference = reference
-
-    def compute(self) -> Frechet:
-        """Distance of the features of all processes from the reference."""
-        return frechet_distance(self.moments(), self.reference)
-
-
-class FrechetByNoise(_FeatureSums):
-    """Frechet distances of features at each of a number of noise levels, as in `FrechetDistance`.
-
-    Args:
-        reference: Moments of the real images' features; they fix the dimension.
-        extractor: Identity of the network that makes the features.
         levels: Number of noise levels.
-
-    Raises:
-        ValueError: If the reference was made by another extractor.
     """
 
-    def __init__(self, reference: Moments, extractor: str, levels: int) -> None:
-        _require_same_extractor(extractor, reference)
-        super().__init__(len(reference.mean), extractor, levels)
+    def __init__(self, reference: Moments, levels: int) -> None:
+        super().__init__(len(reference.mean), levels)
         self.reference = reference
 
     def compute(self) -> list[Frechet]:
-        """One for each noise level, NaN where fewer than two images were seen."""
-        levels = range(len(self.count))
-        return [frechet_distance(self.moments(level), self.reference) for level in levels]
+        """One for each noise level; NaN where fewer than two images, or diverged ones, were seen.
+
+        Raises:
+            ValueError: If the reference cannot be used.
+        """
+        target, found = Target(self.reference, self.total.device), []
+        for level, (count, odd) in enumerate(zip(self.count, self.odd, strict=True)):
+            is_known = count >= 2 and not odd
+            distance = target.distance(self.moments(level)) if is_known else float("nan")
+            found.append(Frechet(distance, int(count)))
+        return found
