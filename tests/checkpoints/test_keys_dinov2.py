@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from robustguide.checkpoints import build, cards, load_classifier
 from robustguide.checkpoints.keys_dinov2 import positions, to_ours
-from robustguide.metrics import ClassifierFeatures
+from robustguide.metrics.features import ClassifierFeatures
 
 timm = pytest.importorskip("timm")
 resample_abs_pos_embed = timm.layers.resample_abs_pos_embed
@@ -185,15 +185,15 @@ def test_a_published_file_gives_features(tmp_path, monkeypatch):
     torch.save(tensors, tmp_path / "tiny.pth")
     network = load_classifier(str(tmp_path / "tiny.pth"))
     features = ClassifierFeatures(network, "dinov2", layer="net.head")
-    x = torch.rand(2, 3, 64, 64) * 2 - 1
+    pixels = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
     mean = torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).reshape(3, 1, 1)
-    shown = F.interpolate((x + 1) / 2, (224, 224), mode="bicubic", antialias=True)
+    shown = F.interpolate(pixels / 255, (224, 224), mode="bicubic", antialias=True)
     moved = tensors | {"pos_embed": positions(tensors["pos_embed"], 16)}
     want = theirs(moved, 16)((shown - mean) / std)
-    assert_close(features(x), want, rtol=1e-4, atol=1e-5)
+    assert_close(features(pixels)["features"], want, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="name the layer"):
-        ClassifierFeatures(network, "dinov2")(x)
+        ClassifierFeatures(network, "dinov2")(pixels)
 
 
 def test_the_published_size():

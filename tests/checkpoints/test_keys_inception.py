@@ -5,7 +5,7 @@ import torch
 from robustguide.checkpoints import load_classifier
 from robustguide.checkpoints.keys_inception import to_official, to_ours
 from robustguide.interfaces import from_pixels
-from robustguide.metrics import ClassifierFeatures
+from robustguide.metrics.features import ClassifierFeatures
 from robustguide.nets import FIDInception
 
 
@@ -32,7 +32,7 @@ def test_the_published_file_gives_features_of_the_graphs_range(tmp_path):
     assert classifier.metadata.extra["card"] == "inception-fid"
     pixels = torch.randint(256, (2, 3, 299, 299), dtype=torch.uint8)
     want = net.features((pixels.float() - 128) / 128)
-    got = ClassifierFeatures(classifier, "inception")(from_pixels(pixels))
+    got = ClassifierFeatures(classifier, "inception")(pixels)["features"]
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
     assert classifier(from_pixels(pixels), torch.zeros(2)).shape == (2, 1008)
     assert not classifier.reads((3, 256, 256))

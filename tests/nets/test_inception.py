@@ -76,11 +76,42 @@ def test_parameters_are_those_of_the_published_file():
     assert state["Mixed_7c.branch3x3dbl_3b.conv.weight"].shape == (384, 384, 3, 1)
 
 
-def test_average_pools_leave_their_padding_out():
-    """A constant stays itself at the border; with the padding counted its corner is 4/9 of it."""
-    from robustguide.nets.inception import average
+@torch.no_grad()
+def test_what_evaluations_read(both, pixels):
+    """Of the branch a hook sees what the network computes on its way."""
+    net, theirs = both
+    images = (pixels.float() - 128) / 128
+    seen = []
+    handle = net.Mixed_6d.branch1x1.register_forward_hook(lambda *at: seen.append(at[2]))
+    net.features(images)
+    handle.remove()
+    (branch,) = seen
+    found = net.readout(images)
+    want = dict(zip(NAMES, theirs(pixels), strict=True))
+    assert_close(found.pool3, want["2048"], rtol=1e-5, atol=1e-6)
+    assert_close(found.logits, want["logits_unbiased"], rtol=1e-5, atol=1e-6)
+    assert branch.shape == (2, 192, 17, 17)
+    assert found.spatial.shape == (2, 17 * 17 * 7)
+    for row, column, channel in ((0, 0, 0), (0, 0, 6), (0, 1, 2), (3, 16, 5), (16, 16, 6)):
+        place = 7 * (17 * row + column) + channel  # TensorFlow's order
+        assert torch.equal(found.spatial[:, place], branch[:, channel, row, column])
+    assert found.spatial.min() == 0 and found.spatial.std(0).mean() > 1e-2  # rectified
 
-    assert_close(average(torch.full((1, 1, 5, 5), 3.0)), torch.full((1, 1, 5, 5), 3.0))
+
+def test_the_spatial_branch_is_normalised_and_rectified(both):
+    """Written out with the parameters of the file: convolution, batch normalisation, maximum."""
+    net, _ = both
+    layer = net.Mixed_6d.branch1x1
+    x = torch.randn(1, 768, 17, 17, generator=torch.Generator().manual_seed(2))
+    weights = {name: tensor.double() for name, tensor in layer.state_dict().items()}
+    y = torch.einsum("oc,bchw->bohw", weights["conv.weight"][..., 0, 0], x.double())
+    mean, var, gain, bias = (
+        weights[f"bn.{name}"].reshape(-1, 1, 1)
+        for name in ("running_mean", "running_var", "weight", "bias")
+    )
+    want = ((y - mean) / (var + 1e-3).sqrt() * gain + bias).clamp(min=0)
+    with torch.no_grad():
+        assert_close(layer(x).double(), want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 64, 64), (1, 1, 299, 299), (1, 3, 299, 300)])
