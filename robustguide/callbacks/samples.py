@@ -1,6 +1,7 @@
 """Generated images: judged, shown and written."""
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, distributed
 
+from robustguide.callbacks.judging import refuse_guides
 from robustguide.callbacks.reporting import Reporting, publish, run_folder
 from robustguide.callbacks.results import checkpoints_in
 from robustguide.checkpoints import sha256_of
 from robustguide.data import SeedData
+from robustguide.data.generated.lines import NAME, Line, as_text
 from robustguide.files import whole
+from robustguide.guidance import Combinator, Guidance, Scaled
 from robustguide.interfaces import Classifier, to_pixels
 from robustguide.metrics import CalibrationByNoise
 from robustguide.report import figures
@@ -25,13 +29,21 @@ class ClassAccuracy(Reporting):
     """Share of generated images that an independent classifier takes for their label.
 
     Args:
-        judge: Reads the clean images at noise level 0; never the classifier that guides.
+        judge: Reads the clean images at noise level 0; never a classifier that guides.
     """
 
     def __init__(self, judge: Classifier) -> None:
         super().__init__()
         self.judge = judge
         self.metric: CalibrationByNoise | None = None
+
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        """Refuses a judge that guides, by its weights.
+
+        Raises:
+            ValueError: For such a judge.
+        """
+        refuse_guides(self.judge, dict(getattr(module, "guidance", {}).items()))
 
     def on_test_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
         """New sums."""
@@ -107,8 +119,13 @@ class SampleWriter(Reporting):
 
     A file has its final name only when it is whole, and what is there is not made again: a run
     that was stopped goes on with the same command. `images/made_from.json` says what the images
-    were made from, and images of anything else are not mixed with them.
+    were made from, and images of anything else are not mixed with them. Each line tells of the
+    method and its scales, and of the networks by their SHA-256, so that it still does elsewhere.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.facts: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         """Leaves out the images that are there.
@@ -120,6 +137,7 @@ class SampleWriter(Reporting):
         if stage != "predict":
             return
         note, made_from = folder / "made_from.json", origin(module, data)
+        self.facts = facts(module, made_from["checkpoints"])
         if note.is_file() and json.loads(note.read_text()) != made_from:
             raise ValueError(
                 f"{folder} holds images of other networks, guidance or labels (see {note.name}); "
@@ -157,13 +175,13 @@ class SampleWriter(Reporting):
         trainer.strategy.barrier()  # the other processes' images
         rows = zip(data.indices, data.y.tolist(), strict=True)
         lines = [
-            {"index": i, "file": f"images/{file_name(i)}", "y": y, "class": data.class_names[y]}
+            Line(i, i, f"images/{file_name(i)}", y, data.class_names[y], self.facts)
             for i, y in rows
             if (images_folder(trainer) / file_name(i)).is_file()
         ]
         if trainer.is_global_zero:
-            with whole(run_folder(trainer) / "samples.jsonl") as part:
-                part.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            with whole(run_folder(trainer) / NAME) as part:
+                part.write_text(as_text(lines))
 
 
 def seeds(trainer: Trainer) -> SeedData | None:
@@ -194,3 +212,38 @@ def origin(module: LightningModule, data: SeedData | None) -> dict[str, Any]:
     plain = json.dumps(described, default=lambda value: type(value).__name__)
     answer: dict[str, Any] = json.loads(plain)
     return answer
+
+
+def facts(module: LightningModule, checkpoints: Mapping[str, str]) -> dict[str, Any]:
+    """How a module makes images, for the line of each.
+
+    Args:
+        module: Its terms' names are the method.
+        checkpoints: Hashes of the files it was made from, by their paths.
+
+    Returns:
+        `method`, `scale` of each term by its name (null where it has none), `checkpoints`, and of
+        these the `guides`, which belong to the terms.
+    """
+    terms: Any = getattr(module, "guidance", None) or {}
+    guides = set(checkpoints_in(module.hparams.get("guidance")))
+    return {
+        "method": " + ".join(sorted(terms)) or "unguided",
+        "scale": {name: scale_of(term) for name, term in terms.items()},
+        "checkpoints": sorted(set(checkpoints.values())),
+        "guides": sorted({checkpoints[path] for path in guides}),
+    }
+
+
+def scale_of(term: Guidance) -> float | list[float] | None:
+    """What multiplies a term; one number for each row where they differ."""
+    found = None
+    while isinstance(term, Combinator):
+        if isinstance(term, Scaled):
+            own = torch.tensor(term.scales, dtype=torch.float64, device="cpu")
+            found = own if found is None else found * own
+        term = term.term
+    if found is None:
+        return None
+    scales: list[float] = found.tolist()
+    return scales[0] if len(scales) == 1 else scales

@@ -6,12 +6,16 @@ import tiny
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
 
 from robustguide import load_classifier, load_denoiser
 from robustguide.callbacks import ClassAccuracy, SampleGrid, SampleWriter, samples
-from robustguide.checkpoints import build
+from robustguide.checkpoints import build, sha256_of
+from robustguide.classifiers import Relabelled
 from robustguide.data import Balanced, Listed, SeedData
-from robustguide.interfaces import to_pixels
+from robustguide.data.generated import open_samples
+from robustguide.guidance import ClassifierFree, ClassifierGuidance, Scaled
+from robustguide.interfaces import Classifier, to_pixels
 from robustguide.metrics.calibration import wilson_limits
 from robustguide.modules import Generation
 from robustguide.noise import ChainGrid, linear_levels
@@ -40,6 +44,42 @@ def test_accuracy_is_that_of_the_judge_on_clean_images(runs, tmp_path):
         "n": 30,
         "limits": [pytest.approx(float(low)), pytest.approx(float(high))],
     }
+
+
+class Ensemble(Classifier):
+    """Means of logits."""
+
+    num_classes = 10
+
+    def __init__(self, members):
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, x, sigma):
+        return sum(member(x, sigma) for member in self.members) / len(self.members)
+
+
+def test_the_classifier_that_guides_is_no_judge(runs, tmp_path):
+    """By its weights, in whatever file or wrapper; another one of the same kind may judge."""
+    path = runs / "classifier/classifier.safetensors"
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(path.read_bytes())
+    guide = Relabelled(load_classifier(str(path)), list(range(10)))
+    free = Scaled(ClassifierFree(), scale=0.0)
+    terms = {"free": free, "plain": Scaled(ClassifierGuidance(guide), scale=1.0)}
+    module, data = generation(runs, guidance=terms), SeedData(count=2, num_classes=10)
+    same = load_classifier(str(copy))
+    ensemble = Ensemble([build(tiny.classifier()), same])
+    for judge in (same, Relabelled(same, list(range(10))), ensemble):
+        with pytest.raises(
+            ValueError, match=r"judge has the weights of the classifier.*term 'plain'.*independent"
+        ):
+            tiny.trainer(tmp_path, ClassAccuracy(judge)).test(
+                module, datamodule=data, verbose=False
+            )
+    other = ClassAccuracy(build(tiny.classifier()))
+    tiny.trainer(tmp_path, other).test(module, datamodule=data, verbose=False)
+    assert other.metrics["class_accuracy"]["n"] == 2
 
 
 @pytest.mark.parametrize("count", [12, 100])
@@ -99,9 +139,14 @@ def predicted(runs, tmp_path_factory):
 
 def test_predictions_are_images_and_lines(predicted, runs, json_of):
     folder, cli = predicted
+    made = sha256_of(runs / "denoiser/denoiser.safetensors")
+    told = {"method": "unguided", "scale": {}, "checkpoints": [made], "guides": []}
     assert lines(folder) == [
-        {"index": i, "file": f"images/{i:08d}.png", "y": i, "class": str(i)} for i in range(10)
+        {"index": i, "file": f"images/{i:08d}.png", "seed": i, "y": i, "class": str(i), **told}
+        for i in range(10)
     ]
+    samples = open_samples(folder)
+    assert samples.count == 10 and samples.made == {"kind": "folder", **told}
     images = cli.model.generate((torch.arange(10), torch.arange(10)))["images"]
     for row, line in enumerate(lines(folder)):
         with Image.open(folder / line["file"]) as image:
@@ -113,6 +158,21 @@ def test_predictions_are_images_and_lines(predicted, runs, json_of):
     results = json_of(folder)
     assert results["run"]["stage"] == "predict"
     assert results["cost"]["denoiser_evaluations"] == 5
+
+
+def test_lines_tell_of_the_guidance(runs, tmp_path):
+    files = [runs / "classifier/classifier.safetensors", runs / "denoiser/denoiser.safetensors"]
+    plain, scaled = tiny.guided(files[0])["init_args"]["term"], tiny.guided(files[0], 2.0)
+    within = tiny.spec("guidance.Within", term=scaled, sigma_max=1.0)
+    twice = tiny.spec("guidance.Scaled", scale=1.5, term=within)
+    free = tiny.spec("guidance.Scaled", weight=4.0, term=tiny.spec("guidance.ClassifierFree"))
+    terms = {"own": plain, "robust": twice, "free": free}
+    predict(runs, tmp_path / "run", 2, guidance=terms)
+    hashes = [sha256_of(file) for file in files]
+    for line in lines(tmp_path / "run"):
+        assert line["method"] == "free + own + robust"
+        assert line["scale"] == {"own": None, "robust": 3.0, "free": 3.0}
+        assert line["checkpoints"] == sorted(hashes) and line["guides"] == hashes[:1]
 
 
 def test_predictions_are_not_kept_in_memory(predicted):
