@@ -20,6 +20,11 @@ HELPERS = {
     "convert": "rewrite a published checkpoint as safetensors",
     "encode": "write the latents of a data set as shards",
     "rank": "classifiers in the order of calibration and cost, before any is sampled with",
+    "score": "numbers of samples by a named protocol, with intervals",
+    "compare": "whether two scores differ by more than their seeds",
+    "reproduce": "a published result with fewer images, and whether it agrees",
+    "stats": "statistics of real images by a named protocol, for samples to be compared with",
+    "repack": "samples as a folder, an .npz file or shards",
     "smooth": "accuracy of a classifier before and after ReLU becomes Softplus",
 }
 HELP = """usage: robustguide [--trust PACKAGE] COMMAND ...

@@ -33,6 +33,7 @@ def run(args: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print them as JSON")
     options = parser.parse_args(args)
     from robustguide.checkpoints.cards import card, cards, folder, present
+    from robustguide.checkpoints.published import results_of
 
     where = Path(options.folder).expanduser() if options.folder else folder()
     found = [each for each in cards().values() if options.name in each.name]
@@ -49,6 +50,8 @@ def run(args: list[str]) -> int:
         print(json.dumps([asdict(each) | {"present": place(each)} for each in found], indent=1))
     elif len(found) == 1:
         document = asdict(found[0]) | {"present": place(found[0])}
+        if published := results_of(found[0].name):
+            document["published"] = published
         print(yaml.safe_dump(json.loads(json.dumps(document)), sort_keys=False, width=99), end="")
     else:
         console = Console()

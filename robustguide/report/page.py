@@ -138,6 +138,16 @@ class Table(Block):
             table.add_row(*map(shown, row, forms))
         return table
 
+    def narrow(self) -> rich.table.Table:
+        """Without lines, which would be too wide for a terminal; the caption is left to prose."""
+        table = rich.table.Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+        for index, column in enumerate(self.columns):
+            table.add_column(column, no_wrap=index == 0, overflow="fold")
+        forms = [self.formats.get(column, "") for column in self.columns]
+        for row in self.rows:
+            table.add_row(*map(shown, row, forms))
+        return table
+
     def html(self) -> str:
         """A `table` that scrolls inside its own container."""
         forms = [self.formats.get(column, "") for column in self.columns]
