@@ -19,7 +19,8 @@ from robustguide import load_classifier
 from robustguide.checkpoints import load_codec
 from robustguide.data import Digits
 from robustguide.data.batches import training_batches
-from robustguide.noise import LogNormal
+from robustguide.interfaces import Denoiser, Prediction
+from robustguide.noise import LogNormal, expand
 from robustguide.samplers.seeds import mixed
 
 # Forked processes are what these tests are about, and one of them may have nothing to do.
@@ -97,8 +98,8 @@ def generation(runs, **data):
     )
     callbacks = [
         tiny.spec("callbacks.TrajectoryCalibration"),
-        tiny.spec("callbacks.ClassAccuracy", judge=tiny.loaded("classifier", path)),
-        tiny.spec("callbacks.FrechetOfSamples", features=features),
+        tiny.spec("callbacks.ClassAccuracy", judge=tiny.classifier()),
+        tiny.spec("callbacks.Quality", extractor=features),
         tiny.spec("callbacks.SampleGrid", count=7),
     ]
     config = tiny.generation(
@@ -131,6 +132,39 @@ def test_a_generation_is_measured_on_each_image_once(runs, tmp_path, json_of):
     # the grid shows images 0 to 6, though each process made every other one
     grids = [load_file(folder / "samples.safetensors")["pixels"] for folder in folders]
     assert len(grids[0]) == 7 and torch.equal(*grids)
+
+
+def test_quality_is_that_of_each_image_once(runs, tmp_path, json_of):
+    """Uneven last batches: of 101 images, 4 at a time, one process has 51 and one 50.
+
+    A denoiser that says the same of an image in whatever batch, so that the numbers may not
+    differ but for the order of float64 sums; what is on disk has one order.
+    """
+    path = runs / "classifier/classifier.safetensors"
+    quality = tiny.spec(
+        "callbacks.Quality", protocol="classifier_features", weights=str(path), batch_size=1
+    )
+    linear = {"class_path": f"{__name__}.Scaling"}
+    config = tiny.generation("", sampler=tiny.ancestral(5), denoiser=linear, callbacks=[quality])
+    data = {"batch_size": 4, "count": 101, "reference": tiny.spec("data.Digits", fold=[0, 8])}
+    one, two = map(
+        json_of,
+        both(tmp_path, "test", tiny.merged(config, {"data": {"init_args": data}})),
+    )
+    check_same(one, two)
+    assert len(two["metrics"]) == 4
+    for facts, others in zip(one["metrics"].values(), two["metrics"].values(), strict=True):
+        assert facts == others and facts["n"] == 101  # to the last bit
+
+
+class Scaling(Denoiser):
+    """Pixel by pixel."""
+
+    num_classes, shape = 10, (1, 8, 8)
+
+    def predict(self, x, sigma, y):
+        shown = x / (1 + expand(sigma, x) ** 2)
+        return Prediction((3 * shown).clamp(-1, 1) + 0.02 * expand(y.to(x), x))
 
 
 def test_a_process_without_an_image_is_refused(runs, tmp_path):

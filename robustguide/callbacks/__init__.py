@@ -3,8 +3,8 @@
 from robustguide.callbacks.calibration import TrajectoryCalibration
 from robustguide.callbacks.ema import EMA
 from robustguide.callbacks.export import Export
-from robustguide.callbacks.frechet import FrechetOfSamples
 from robustguide.callbacks.progress import Progress
+from robustguide.callbacks.quality import Quality
 from robustguide.callbacks.report_card import ReportCards
 from robustguide.callbacks.reporting import Reporting
 from robustguide.callbacks.results import Results
@@ -14,8 +14,8 @@ __all__ = [
     "EMA",
     "ClassAccuracy",
     "Export",
-    "FrechetOfSamples",
     "Progress",
+    "Quality",
     "ReportCards",
     "Reporting",
     "Results",

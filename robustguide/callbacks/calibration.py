@@ -19,8 +19,9 @@ from robustguide.report import figures
 class TrajectoryCalibration(Reporting):
     """ECE of the predicted clean image against the conditioning label, along the reverse process.
 
-    Ma et al. (2024), eq. 1, over the watched steps. Reads the observer's logits; where some are
-    not finite, since sampling diverged, nothing is measured, and a warning says so.
+    Ma et al. (2024), eq. 1, over the watched steps. Reads the logits of the module's observer,
+    which may be the classifier that guides; where some are not finite, since sampling diverged,
+    nothing is measured, and a warning says so.
 
     Args:
         num_bins: Confidence bins of the ECE.
@@ -38,19 +39,20 @@ class TrajectoryCalibration(Reporting):
         Raises:
             ValueError: When nobody observes.
         """
-        if module.observer is None:
+        generation: Any = module
+        if generation.reading is None:
             raise ValueError(
                 "TrajectoryCalibration needs a classifier that reads along; set model.observer."
             )
-        generation: Any = module
-        levels, num_classes = len(generation.levels), generation.observer.num_classes
+        levels, num_classes = len(generation.levels), generation.reading.num_classes
         metric = AnswersByLevel(levels, num_classes, self.num_bins)
         self.metric = metric.to(home_of_float64(module.device))
 
     def add(self, module: Any, outputs: Any) -> None:
         """Adds a batch."""
         assert self.metric is not None
-        self.metric.update(outputs["logits"], outputs["y"], outputs["index"])
+        with module.watching():
+            self.metric.update(outputs["logits"], outputs["y"], outputs["index"])
 
     def on_test_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Logs the curve and its mean."""
@@ -67,6 +69,7 @@ class TrajectoryCalibration(Reporting):
             self.curve(trainer, "test", "trajectory", levels, series)
             return
         facts, chance = integral_calibration(found, levels, self.resamples)
+        facts |= {"read_by": generation.read_by, "view": type(generation.reading.view).__name__}
         self.measured(module, "test", "integral_ece", found.integral_ece, **facts)
         series = {"ece": found.ece.tolist(), "label_agreement": found.accuracy.tolist()}
         all_of_it = series | {key: curve.tolist() for key, curve in chance.items()}

@@ -76,11 +76,12 @@ def cost_of(trainer: Trainer, module: LightningModule) -> dict[str, Any] | None:
     if evaluated is None:
         return cost
     total = {name: sum(part[name] for part in sums) for name in sums[0]}
-    images, seconds = total.pop("images"), total.pop("seconds")
+    images = total.pop("images")
     if images == 0:
         return None
-    cost["seconds_per_image"] = seconds / images
-    return cost | {name: rows / images for name, rows in total.items()}
+    for name, spent in total.items():
+        cost[f"{name}_per_image" if name.endswith("seconds") else name] = spent / images
+    return cost
 
 
 def of_all(trainer: Trainer, mine: Any) -> list[Any]:

@@ -152,6 +152,11 @@ class SeedData(Classes):
         """The real images, map-style: place -> (x_0, y, place)."""
         return self._reference.split(self.reference_split) if self._reference else None
 
+    @property
+    def reference_name(self) -> str | None:
+        """What the real images are called: the class of their source."""
+        return type(self._reference).__name__ if self._reference else None
+
     def setup(self, stage: str) -> None:
         """Lets a process have nothing to predict; there, none waits for another one's sums."""
         self.allow_zero_length_dataloader_with_multiple_devices = stage == "predict"

@@ -14,6 +14,7 @@ from robustguide.guidance.normalization import OfGradient, UnitNorm
 from robustguide.guidance.objectives import Objective, RawLogit, Tempered
 from robustguide.guidance.pairs import Matched, Pair, Switched
 from robustguide.guidance.published import dit_classifier_free, edm2_guidance, ho_salimans
+from robustguide.guidance.readings import Reading, reading_of, readings
 from robustguide.guidance.reference import (
     Autoguidance,
     Choice,
@@ -78,6 +79,7 @@ __all__ = [
     "Pair",
     "RandomReference",
     "RawLogit",
+    "Reading",
     "Reference",
     "ReferenceLabels",
     "Scaled",
@@ -99,6 +101,8 @@ __all__ = [
     "dit_classifier_free",
     "edm2_guidance",
     "ho_salimans",
+    "reading_of",
+    "readings",
     "score",
     "terms_of",
 ]

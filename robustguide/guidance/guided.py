@@ -54,6 +54,7 @@ class Guided(Denoiser):
         self.memory: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in self.terms}
         self.randn_like = randn_like
         self.noises: dict[str, RandnLike] = {}  # of the terms that have drawn from theirs
+        self.unguided: Tensor | None = None  # what the denoiser alone said last, not clipped
         for name, term in terms_of(self.terms).items():
             self._check_classes(name, term)
             for comparison in compared(term):
@@ -109,6 +110,7 @@ class Guided(Denoiser):
         """Prediction moved by the reference terms and clipped; displacement of the score terms."""
         look = self._look(x, sigma, y, place, terms_of(self.terms))
         prediction = look.prediction()
+        self.unguided = prediction.denoised.detach()
         moved = prediction.denoised + look.moved(moves_denoised=True)
         return prediction._replace(denoised=self.clip(moved)), look.moved(moves_denoised=False)
 
@@ -119,6 +121,7 @@ class Guided(Denoiser):
         terms = {n: term for n, term in terms_of(self.terms).items() if term.moves_denoised}
         look = self._look(x, sigma, y, place, terms)
         prediction = look.prediction()
+        self.unguided = prediction.denoised.detach()
         moved = prediction.denoised + look.moved(moves_denoised=True)
         return prediction._replace(denoised=self.clip(moved))
 

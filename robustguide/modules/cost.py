@@ -27,6 +27,9 @@ class Evaluated:
     Attributes:
         images: Images made.
         seconds: Time of sampling alone: no decoding, no observer, no metrics.
+        watching_seconds: Time of what is measured on the way: the observer, the features of the
+            predicted clean images, and their sums.
+        decoding_seconds: Time of decoding latents, of finished images and of those on the way.
         denoiser_evaluations: Rows given to the guided network, by whichever wrapper.
         reference_evaluations: Rows given to other denoisers; a smaller one costs less a row.
         denoiser_backward: Rows given to either through which a gradient is pulled back; all of a
@@ -40,6 +43,8 @@ class Evaluated:
 
     images: int = 0
     seconds: float = 0.0
+    watching_seconds: float = 0.0
+    decoding_seconds: float = 0.0
     denoiser_evaluations: int = 0
     reference_evaluations: int = 0
     denoiser_backward: int = 0
@@ -48,17 +53,23 @@ class Evaluated:
     decoder_calls: int = 0
     observer_forward: int = 0
 
-    def add(self, name: str, rows: int) -> None:
+    def add(self, name: str, rows: float) -> None:
         """Adds to a sum."""
         setattr(self, name, getattr(self, name) + rows)
 
 
 @contextmanager
-def timed(evaluated: Evaluated, device: torch.device) -> Iterator[None]:
-    """Adds the time of a block, at whose two ends the host waits for the device."""
+def timed(evaluated: Evaluated, device: torch.device, name: str = "seconds") -> Iterator[None]:
+    """Adds the time of a block, at whose two ends the host waits for the device.
+
+    Args:
+        evaluated: Holds the sums.
+        device: Waited for; blocks are whole batches, so it has little to wait for.
+        name: Of the sum.
+    """
     start = clock(device)
     yield
-    evaluated.seconds += clock(device) - start
+    evaluated.add(name, clock(device) - start)
 
 
 def clock(device: torch.device) -> float:

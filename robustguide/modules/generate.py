@@ -1,16 +1,47 @@
 """Guided sampling from checkpoints, and what is watched on the way."""
 
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
 import torch
 from lightning import LightningModule
 from torch import Tensor
 
-from robustguide.guidance import Guidance, Guided, check_gradients, check_observer, terms_of
+from robustguide.guidance import (
+    AtDenoised,
+    Guidance,
+    Guided,
+    Reading,
+    check_gradients,
+    check_observer,
+    reading_of,
+    terms_of,
+)
 from robustguide.interfaces import Classifier, Codec, Denoiser, from_pixels
 from robustguide.modules.cost import Evaluated, counted, timed
 from robustguide.samplers import Observation, Sampler, SeededNoise
 from robustguide.samplers.base import Observe
 
 Seeds = tuple[Tensor, Tensor]
+ROUNDING = 1e-5  # of a level that was copied from what a run printed
+
+
+class Seen(NamedTuple):
+    """What is kept of a watched step.
+
+    Attributes:
+        sigma: Level of the state.
+        x: State.
+        predicted: Clean image that the observer is shown, where it looks at one.
+        denoised: Clean image that the sampler goes towards, in float32.
+    """
+
+    sigma: float
+    x: Tensor
+    predicted: Tensor
+    denoised: Tensor
 
 
 class Generation(LightningModule):
@@ -20,12 +51,21 @@ class Generation(LightningModule):
         denoiser: Unguided denoiser.
         sampler: How it is sampled.
         guidance: Terms by name.
-        observer: Reads the predicted clean image along the way, in the space of the denoiser; it
-            does not guide.
-        watched_steps: How many steps of the trajectory are kept for callbacks, evenly spread over
-            the run, the first and the last among them.
+        observer: Reads along. A classifier is shown the predicted clean image, in the space of
+            the denoiser, and does not guide. The name of a term of the guidance takes the
+            classifier of this term, which reads what guides: the state, or the clean image that
+            the denoiser alone predicts there.
+        watched_steps: Which steps of the trajectory are kept for callbacks: how many, evenly
+            spread over the run, the first and the last among them; or a list of noise levels
+            sigma, of which each means the step nearest in log sigma, and a step is kept once.
         codec: Translates what is sampled into the images that callbacks see; null where the
             denoiser's space is that of the images.
+
+    Attributes:
+        watched: The steps that are kept, from high noise to low.
+        levels: Their noise levels.
+        reading: How the observer reads; null where nobody does.
+        read_by: Who that is, in words.
     """
 
     def __init__(
@@ -33,8 +73,8 @@ class Generation(LightningModule):
         denoiser: Denoiser,
         sampler: Sampler,
         guidance: dict[str, Guidance] | None = None,
-        observer: Classifier | None = None,
-        watched_steps: int = 10,
+        observer: Classifier | str | None = None,
+        watched_steps: int | list[float] = 10,
         codec: Codec | None = None,
     ) -> None:
         super().__init__()
@@ -46,15 +86,23 @@ class Generation(LightningModule):
         sampler.check(denoiser)
         Guided(denoiser, guidance, sampler.clip)
         check_gradients(denoiser, guidance or {})
-        if observer is not None:
-            check_observer(observer, denoiser)
         self.denoiser = denoiser
         self.sampler = sampler
         self.guidance = torch.nn.ModuleDict(guidance)
-        self.observer = observer
+        self.observer = observer if isinstance(observer, Classifier) else None
+        self.reading: Reading | None = None
+        self.read_by = "observer" if isinstance(observer, Classifier) else f"term {observer!r}"
+        self.shown_to_observer: Callable[[Observation], Tensor] = predicted_by_sampler
+        if isinstance(observer, str):
+            self.reading = reading_of(observer, guidance or {})
+            clips = not (guidance or {})[observer].moves_denoised
+            self.shown_to_observer = predicted_alone(sampler.clip if clips else None)
+        elif observer is not None:
+            check_observer(observer, denoiser)
+            self.reading = Reading(observer, AtDenoised())
         self.codec = codec
         sigmas = sampler.levels(denoiser)[:-1]
-        self.watched = spread(len(sigmas), watched_steps)
+        self.watched = watched(sigmas, watched_steps)
         self.levels = tuple(sigmas[index] for index in self.watched)
         self.evaluated = Evaluated()
         self.requires_grad_(False).eval()
@@ -97,32 +145,40 @@ class Generation(LightningModule):
         """What was sampled, as images in [-1, 1]."""
         if self.codec is None:
             return x_0.clamp(-1, 1)
-        return from_pixels(self.codec.to_bytes(self.codec.decode(x_0)))
+        with timed(self.evaluated, self.device, "decoding_seconds"):
+            return from_pixels(self.codec.to_bytes(self.codec.decode(x_0)))
 
     def test_step(self, batch: Seeds, batch_idx: int) -> dict[str, Tensor]:
         """As `generate`; and `denoised` (watched, b, c, h, w), `logits` (watched, b, k) of them.
 
         Logits only with an observer, at the watched steps.
         """
-        seen: list[Tensor] = []
+        seen: list[Seen] = []
 
         def watch(step: Observation) -> None:
             if step.place.index in self.watched:
-                seen.append(step.denoised.float())
+                sigma = step.place.sigma
+                assert sigma is not None  # a sampler has one level for all rows
+                predicted = self.shown_to_observer(step)
+                seen.append(Seen(sigma, step.x, predicted, step.denoised.float()))
 
         answer = self.generate(batch, watch)
-        if self.observer is not None:
-            answer["logits"] = self.read(self.observer, seen)
-        denoised = seen if self.codec is None else [self.shown(x_0) for x_0 in seen]
+        if self.reading is not None:
+            answer["logits"] = self.read(self.reading, seen)
+        denoised = [each.denoised for each in seen]
+        if self.codec is not None:
+            denoised = [self.shown(x_0) for x_0 in denoised]
         return answer | {"denoised": torch.stack(denoised)}
 
-    @torch.no_grad()
-    def read(self, observer: Classifier, seen: list[Tensor]) -> Tensor:
-        """Logits (watched, b, k) of predicted clean images, after sampling and its count ended."""
-        self.evaluated.observer_forward += sum(len(x_0) for x_0 in seen)
-        levels = [seen[0].new_full((len(seen[0]),), level) for level in self.levels]
-        read = [observer.as_clean(*each) for each in zip(seen, levels, strict=True)]
-        return torch.stack(read)
+    def read(self, reading: Reading, seen: Sequence[Seen]) -> Tensor:
+        """Logits (watched, b, k) of what is read, after sampling and its count ended."""
+        self.evaluated.observer_forward += sum(len(each.x) for each in seen)
+        with self.watching():
+            return torch.stack([reading(e.x, e.sigma, e.predicted) for e in seen])
+
+    def watching(self) -> AbstractContextManager[None]:
+        """Counts the time of a block as time of watching."""
+        return timed(self.evaluated, self.device, "watching_seconds")
 
     def predict_step(self, batch: Seeds, batch_idx: int) -> dict[str, Tensor]:
         """See `generate`; nothing is watched."""
@@ -140,3 +196,43 @@ def spread(count: int, wanted: int) -> tuple[int, ...]:
         return (count - 1,)
     wanted = min(wanted, count)
     return tuple(round(i * (count - 1) / (wanted - 1)) for i in range(wanted))
+
+
+def predicted_by_sampler(step: Observation) -> Tensor:
+    """The clean image that the sampler goes towards, in float32."""
+    return step.denoised.float()
+
+
+def predicted_alone(bound: float | None) -> Callable[[Observation], Tensor]:
+    """The clean image that the denoiser alone predicts, clipped as a term of guidance sees it."""
+
+    def shown(step: Observation) -> Tensor:
+        return step.unguided if bound is None else step.unguided.clamp(-bound, bound)
+
+    return shown
+
+
+def watched(sigmas: Sequence[float], wanted: int | Sequence[float]) -> tuple[int, ...]:
+    """Steps of a run by their number, or by the levels that they are nearest to in log sigma.
+
+    Args:
+        sigmas: Level of each step, descending.
+        wanted: How many, or which levels.
+
+    Raises:
+        ValueError: For no step at all, and for a level outside the run's.
+    """
+    if isinstance(wanted, int):
+        return spread(len(sigmas), wanted)
+    low, high = sigmas[-1] * (1 - ROUNDING), sigmas[0] * (1 + ROUNDING)
+    outside = [sigma for sigma in wanted if not low <= sigma <= high]
+    if outside or not wanted:
+        raise ValueError(
+            f"watched_steps must be a number of steps, or noise levels from {sigmas[-1]:.6g} to "
+            f"{sigmas[0]:.6g}, those of this sampler's steps; got {outside or list(wanted)}."
+        )
+    nearest = {
+        min(range(len(sigmas)), key=lambda step: abs(math.log(sigmas[step] / sigma)))
+        for sigma in wanted
+    }
+    return tuple(sorted(nearest))

@@ -40,7 +40,7 @@ class Reverse:
         sampler: How the denoiser is sampled; its bound is that of the predicted clean images.
         guidance: Terms by name; null samples without.
         watched_steps: At how many steps the classifier is read, evenly spread, the first and the
-            last among them.
+            last among them; or near which noise levels, as for `Generation`.
         share: Share of the images that give a trajectory; their numbers decide which.
         judge: Tells whether a finished image shows its label; another than the classifier, which
             judges itself where there is none ("self_agreement").
@@ -53,7 +53,7 @@ class Reverse:
         self,
         sampler: Sampler,
         guidance: dict[str, Guidance] | None = None,
-        watched_steps: int = 10,
+        watched_steps: int | list[float] = 10,
         share: float = 1.0,
         judge: Classifier | None = None,
     ) -> None:

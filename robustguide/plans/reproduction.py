@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from robustguide.checkpoints.cards import card, folder, present
+from robustguide.checkpoints.cards import card, cards, folder, present
 from robustguide.checkpoints.published import Need, Preset, address, read
 from robustguide.metrics.protocol import Protocol
 from robustguide.metrics.protocols import PROTOCOLS
@@ -76,12 +76,13 @@ def needs(preset: Preset, weights: str | None, reference: str | None) -> list[Ne
         for need in _named(yaml.safe_load(Path(file).read_text()) if there else None):
             found.setdefault(need.path, need)
     protocol = protocol_of(preset)
-    if weights is not None or preset.weights is not None:
-        path = str(weights or preset.weights)
-        found[path] = Need(f"network of {protocol.name}", path, Path(path).is_file(), "train it")
-    elif protocol.weights is not None:
-        need = _of_card(protocol.weights, f"network of {protocol.name}")
+    network = weights or preset.weights or protocol.weights
+    if network in cards():
+        need = _of_card(str(network), f"network of {protocol.name}")
         found[need.path] = need
+    elif network is not None:
+        there, repair = Path(network).is_file(), f"{protocol.source}"
+        found[network] = Need(f"network of {protocol.name}", network, there, repair)
     if reference is not None or preset.reference is not None:
         path = str(reference or folder() / str(preset.reference))
         repair = address(str(preset.reference)) if reference is None else "give --reference FILE"

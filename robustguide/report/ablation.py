@@ -152,7 +152,8 @@ def metrics_of(methods: Mapping[str, Any]) -> dict[str, str]:
 def title(name: str) -> str:
     """`frechet/digits_features` as `Frechet distance (digits features)`, others in words."""
     kind, _, features = name.replace("_", " ").partition("/")
-    return f"Frechet distance ({features})" if kind == "frechet" else kind + features
+    words = "Frechet distance" if kind == "frechet" else kind
+    return f"{words} ({features})" if features else words
 
 
 def costs_of(methods: Mapping[str, Any]) -> dict[str, str]:

@@ -54,7 +54,7 @@ def collect(folder: Path, seconds: dict[str, float]) -> dict[str, Any]:
             "n": run["metrics"]["class_accuracy"]["n"],
             "class_accuracy_limits": run["metrics"]["class_accuracy"]["limits"],
             "trajectory": run["curves"]["trajectory"],
-            "frechet_by_noise": run["curves"]["frechet"],
+            "frechet_by_noise": run["curves"][FRECHET],
         }
     classifiers = {}
     for name in CLASSIFIERS:

@@ -28,11 +28,13 @@ class Observation(NamedTuple):
         place: Index, count and level of the step.
         x: State before the step.
         denoised: Clean image that the step goes towards, as far as the sampler moves it.
+        unguided: Clean image that the denoiser alone predicts at `x`, not clipped.
     """
 
     place: Place
     x: Float[Tensor, "b c h w"]
     denoised: Float[Tensor, "b c h w"]
+    unguided: Float[Tensor, "b c h w"]
 
 
 Observe = Callable[[Observation], None]
@@ -144,7 +146,7 @@ class Sampler:
         """
         self.check(denoiser)
         guided = Guided(denoiser, terms, self.clip, randn_like)
-        run = Run(guided, self.levels(denoiser), y, randn_like, self._observer(observe))
+        run = Run(guided, self.levels(denoiser), y, randn_like, self._observer(observe, guided))
         for index, (sigma, sigma_next) in enumerate(pairwise(run.sigmas)):
             for repeat in range(self.repeated(index, run.steps)):
                 if repeat:  # back up: the noise between the two levels is put back
@@ -163,11 +165,14 @@ class Sampler:
         count = len(self.repeats)
         return self.repeats[count - 1 - count * (steps - 1 - index) // steps]
 
-    def _observer(self, observe: Observe | None) -> Callable[[Place, Tensor, Tensor], None]:
+    def _observer(
+        self, observe: Observe | None, guided: Guided
+    ) -> Callable[[Place, Tensor, Tensor], None]:
         def show(place: Place, x: Tensor, denoised: Tensor) -> None:
             last = place.repeat == self.repeated(place.index, place.count) - 1
             if observe is not None and last:
-                observe(Observation(place, x, denoised))
+                alone = denoised if guided.unguided is None else guided.unguided
+                observe(Observation(place, x, denoised, alone))
 
         return show
 

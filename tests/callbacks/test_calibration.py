@@ -66,6 +66,8 @@ def test_the_trajectory_is_held_against_the_label(tmp_path):
         "bins": 15,
         "grid": list(module.levels),
         "biased": True,
+        "read_by": "observer",
+        "view": "AtDenoised",
         "interval": pytest.approx(list(answers.integral_interval(1000))),
         "resamples": 1000,
         "sampling_error": {"mean": chance.integral_mean, "upper95": chance.integral_upper95},

@@ -5,7 +5,7 @@ from lightning import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
-from robustguide.callbacks import EMA, FrechetOfSamples, ReportCards
+from robustguide.callbacks import EMA, Quality, ReportCards
 from robustguide.checkpoints import build
 from robustguide.data import Images
 from robustguide.interfaces import Classifier
@@ -116,7 +116,7 @@ def test_no_extractor_gets_into_a_checkpoint_or_an_average(tmp_path):
     module = RobustClassification(build(tiny.classifier()), LogNormal(), levels=[0.1])
     features = ClassifierFeatures(build(tiny.classifier()), "tiny")
     ema = EMA(0.9)
-    callbacks = [FrechetOfSamples(features), ReportCards(), ema]
+    callbacks = [Quality(extractor=features), ReportCards(), ema]
     trainer = tiny.trainer(tmp_path, *callbacks, enable_checkpointing=True, max_steps=2)
     trainer.fit(module, datamodule=Images(batch_size=32, eval_limit=4))
     trainer.save_checkpoint(tmp_path / "last.ckpt")

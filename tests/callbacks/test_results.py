@@ -28,8 +28,8 @@ def generated(runs, tmp_path_factory, json_of):
     )
     callbacks = [
         tiny.spec("callbacks.TrajectoryCalibration"),
-        tiny.spec("callbacks.ClassAccuracy", judge=tiny.loaded("classifier", path)),
-        tiny.spec("callbacks.FrechetOfSamples", features=features),
+        tiny.spec("callbacks.ClassAccuracy", judge=tiny.classifier()),
+        tiny.spec("callbacks.Quality", extractor=features),
     ]
     config = tiny.generation(
         runs / "denoiser/denoiser.safetensors",
@@ -67,7 +67,7 @@ def test_every_number_has_its_n(generated):
     assert all(metric["n"] == 20 for metric in found["metrics"].values())
     frechet = found["metrics"]["frechet/tiny_features"]
     assert frechet["extractor"].startswith("tiny_features@") and frechet["reference_n"] == 1257 + 2
-    assert found["curves"].keys() == {"trajectory", "frechet"}
+    assert found["curves"].keys() == {"trajectory", "frechet/tiny_features"}
     for curve in found["curves"].values():
         assert all(len(values) == len(curve["sigma"]) == 3 for values in curve.values())
     assert found["metrics"]["integral_ece"]["value"] == pytest.approx(

@@ -41,8 +41,8 @@ def folder(tmp_path_factory):
     )
     measure = [
         tiny.spec("callbacks.TrajectoryCalibration"),
-        tiny.spec("callbacks.ClassAccuracy", judge=tiny.loaded("classifier", reader)),
-        tiny.spec("callbacks.FrechetOfSamples", features=features),
+        tiny.spec("callbacks.ClassAccuracy", judge=tiny.classifier()),
+        tiny.spec("callbacks.Quality", extractor=features),
         tiny.spec("callbacks.SampleGrid", count=10),
     ]
     observer = tiny.loaded("classifier", reader)
@@ -72,7 +72,7 @@ def in_this_process(patch):
         return {}
 
     patch.setattr(ablate, "run_jobs", run_jobs)
-    for place in ("calibration", "frechet", "samples"):  # figures of single runs
+    for place in ("calibration", "quality", "samples"):  # figures of single runs
         patch.setattr(f"robustguide.callbacks.{place}.publish", lambda *_: None)
     # the parsers of the other subcommands would take longer than the runs
     patch.setattr(CommandLine, "subcommands", staticmethod(lambda: {"test": known["test"]}))

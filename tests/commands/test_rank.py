@@ -290,8 +290,8 @@ def finished(tmp_path_factory):
     }
     reader = tiny.loaded("classifier", files["classifier"])
     features = tiny.spec("metrics.ClassifierFeatures", network=reader, name="tiny")
-    measure = [tiny.spec("callbacks.FrechetOfSamples", features=features)]
-    base = tiny.generation(files["denoiser"], count=16, callbacks=measure)
+    measure = [tiny.spec("callbacks.Quality", extractor=features)]
+    base = tiny.generation(files["denoiser"], count=20, callbacks=measure)
     base["trainer"]["logger"] = False
     base["data"]["init_args"]["reference"] = tiny.spec("data.Digits", fold=[0, 20])
     state = {"term": tiny.guided(files["classifier"])}
@@ -302,7 +302,7 @@ def finished(tmp_path_factory):
         (place / f"{name}.yaml").write_text(yaml.safe_dump(config))
     (place / "base.yaml").write_text(yaml.safe_dump(base))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("robustguide.callbacks.frechet.publish", lambda *_: None)
+        patch.setattr("robustguide.callbacks.quality.publish", lambda *_: None)
         # the parsers of the other subcommands would take longer than the runs
         known = CommandLine.subcommands()
         patch.setattr(CommandLine, "subcommands", staticmethod(lambda: {"test": known["test"]}))
@@ -310,7 +310,7 @@ def finished(tmp_path_factory):
             configs = [f"--config={place / each}.yaml" for each in ("base", name)]
             main(["test", *configs, f"--trainer.default_root_dir={place / 'runs' / folder}"])
     block = json.loads((place / "runs/state/block_0/results.json").read_text())
-    block["run"]["config"]["data"]["init_args"]["first"] = 16
+    block["run"]["config"]["data"]["init_args"]["first"] = 20
     block["metrics"]["frechet/tiny"]["value"] += 0.5
     other = json.loads((place / "runs/seen/results.json").read_text())
     other["run"]["config"]["model"]["init_args"]["guidance"] = None

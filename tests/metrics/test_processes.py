@@ -22,8 +22,8 @@ def evaluate(rows):
     y = torch.randint(5, (101,), generator=generator)
     features = torch.randn(101, 4, generator=generator)
     calibration = metrics.CalibrationByNoise(3)
-    reference = metrics.Moments.of(features[:40] + 1, "net")
-    frechet = metrics.FrechetByNoise(reference, "net", levels=2)
+    reference = metrics.Moments.of(features[:40] + 1)
+    frechet = metrics.FrechetByNoise(reference, levels=2)
     calibration.update(logits[rows], y[rows], torch.arange(101)[rows] % 3)
     for level in range(2):
         frechet.update((1 + level) * features[rows], level)

@@ -44,6 +44,8 @@ def cost(module, images=2):
         module.test_step((index, torch.zeros_like(index)), 0)
     found = asdict(module.evaluated)
     assert found.pop("images") == images and found.pop("seconds") > 0
+    assert (found.pop("watching_seconds") > 0) == (module.reading is not None)
+    assert (found.pop("decoding_seconds") > 0) == (module.codec is not None)
     return {name: rows / images for name, rows in found.items() if rows}
 
 
@@ -153,7 +155,7 @@ def test_decoding_inside_a_term(kind, chunk):
     answer = module.test_step((torch.arange(3), torch.tensor([0, 1, 0])), 0)
     assert answer["images"].shape == (3, *latent.SHAPE)
     found = {name: rows / 3 for name, rows in asdict(module.evaluated).items() if rows}
-    assert found.pop("seconds") > 0
+    assert found.pop("seconds") > 0 and found.pop("decoding_seconds") > 0
     expected = {"images": 1, "denoiser_evaluations": 4, "decoder_calls": 3}
     assert found == guided(3, **expected)
 
@@ -240,7 +242,18 @@ def test_time_of_blocks_adds_up(monkeypatch):
     for _ in range(2):
         with timed(evaluated, torch.device("cpu")):
             pass
-    assert evaluated.seconds == 2.75
+    assert evaluated.seconds == 2.75 and evaluated.watching_seconds == 0
+
+
+def test_each_time_has_a_sum_of_its_own(monkeypatch):
+    now = iter([1.0, 1.5, 2.0, 2.25])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(now))
+    evaluated = Evaluated()
+    for name in ("watching_seconds", "decoding_seconds"):
+        with timed(evaluated, torch.device("cpu"), name):
+            pass
+    assert (evaluated.watching_seconds, evaluated.decoding_seconds) == (0.5, 0.25)
+    assert evaluated.seconds == 0
 
 
 def test_the_clock_waits_for_a_device(monkeypatch):
@@ -261,7 +274,8 @@ def test_the_cost_is_in_the_results(runs, tmp_path, json_of):
     )
     tiny.run(tmp_path / "run", "test", config)
     found = json_of(tmp_path / "run")["cost"]
-    assert 0 < 20 * found.pop("seconds_per_image") < found.pop("seconds") < 60
+    seconds = [found.pop(f"{name}seconds_per_image") for name in ("", "watching_")]
+    assert min(seconds) > 0 and 20 * sum(seconds) < found.pop("seconds") < 60
     assert found.pop("peak_memory_bytes") > 2**26  # Python with torch
     assert found == {
         "steps": 0,
@@ -272,5 +286,6 @@ def test_the_cost_is_in_the_results(runs, tmp_path, json_of):
         "classifier_forward": 10,
         "classifier_backward": 10,
         "decoder_calls": 0,
+        "decoding_seconds_per_image": 0,
         "observer_forward": 3,
     }

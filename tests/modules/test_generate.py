@@ -9,7 +9,7 @@ from robustguide.data import Listed, SeedData
 from robustguide.guidance import ClassifierFree, ClassifierGuidance, Scaled
 from robustguide.interfaces import Denoiser, Prediction
 from robustguide.modules import Generation
-from robustguide.modules.generate import spread
+from robustguide.modules.generate import spread, watched
 from robustguide.noise import ChainGrid, RhoGrid, linear_levels
 from robustguide.samplers import DDIM, Ancestral, Heun, Learned
 
@@ -143,6 +143,30 @@ def test_nothing_is_trained(denoiser, classifier, ancestral):
 )
 def test_watched_steps_are_spread(count, wanted, expected):
     assert spread(count, wanted) == expected
+
+
+def test_watched_levels_are_the_nearest_steps(denoiser, ancestral):
+    """In log sigma: between 1 and 100 the border is at 10, not at 50. Each step once, in order."""
+    assert watched((100.0, 1.0, 0.01), [10.5, 9.5]) == (0, 1)
+    assert watched((100.0, 1.0, 0.01), [0.011, 2.0, 1.0, 100.0]) == (0, 1, 2)
+    assert watched((100.0, 1.0, 0.01), [100.0005]) == (0,)  # copied from six digits
+    sigmas = ancestral.levels(denoiser)[:-1]
+    wanted = [sigmas[7], sigmas[2] * 1.001, sigmas[2] / 1.001]
+    module = Generation(denoiser, ancestral, watched_steps=wanted)
+    assert module.watched == (2, 7) and module.levels == (sigmas[2], sigmas[7])
+    answer = module.test_step((torch.arange(3), torch.arange(3)), 0)
+    full = Generation(denoiser, ancestral, watched_steps=10).test_step(
+        (torch.arange(3), torch.arange(3)), 0
+    )
+    assert torch.equal(answer["denoised"], full["denoised"][[2, 7]])
+    assert torch.equal(answer["images"], full["images"])
+
+
+@pytest.mark.parametrize("levels", [[], [101.0], [1.0, 0.009], [0.0], [-1.0], [float("nan")]])
+def test_levels_that_the_run_does_not_visit(levels):
+    message = r"noise levels from 0\.01 to 100, those of this sampler's steps; got \["
+    with pytest.raises(ValueError, match=message):
+        watched((100.0, 1.0, 0.01), levels)
 
 
 def test_no_step_is_not_a_choice(denoiser, ancestral):

@@ -3,7 +3,7 @@ import torch
 from golden_files import listing, load, tolerance, weights
 
 from robustguide.nets import EncoderUNet, SuperResUNet, UNet
-from robustguide.nets.adm_blocks import GroupNorm32, attend, timestep_embedding
+from robustguide.nets.adm_blocks import GroupNorm32, MeanOfFour, attend, timestep_embedding
 
 UNETS = ["gd_unet_adm", "gd_unet_mixed", "gd_unet_neworder", "kawar_cifar_unet"]
 CLASSIFIERS = ["gd_classifier_adaptive", "gd_classifier_attention", "gd_classifier_spatial"]
@@ -358,3 +358,15 @@ def test_labels_go_with_classes():
         with_classes(*inputs(with_classes))
     with pytest.raises(ValueError, match="num_classes=None and called with labels"):
         without(*inputs(without), y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("size", [(8, 6), (7, 5), (2, 2)])
+def test_the_mean_of_four_is_the_pooling_to_the_last_bit(dtype, size):
+    """Also where gradients are taken, and of memory in any order."""
+    x = 37 * torch.randn(3, 5, *size, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for each in (x, x.to(memory_format=torch.channels_last), x.mT):
+        expected = torch.nn.functional.avg_pool2d(each, 2)
+        assert torch.equal(MeanOfFour()(each), expected)
+        again = MeanOfFour()(each.clone().requires_grad_())
+        assert torch.equal(again, expected) and again.requires_grad
