@@ -68,7 +68,7 @@ class Quality(Reporting):
         weights: str | None = None,
         reference: str | None = None,
         along: bool = True,
-        batch_size: int = 128,
+        batch_size: int = 100,
         extractor: ClassifierFeatures | None = None,
     ) -> None:
         super().__init__()

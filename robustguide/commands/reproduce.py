@@ -23,7 +23,7 @@ examples:
   robustguide reproduce --list
   robustguide reproduce adm128 --check
   robustguide reproduce adm128 --n 2000
-  robustguide reproduce digits-robust --n 500
+  robustguide reproduce digits-robust --n 1000
 
 exit code: 0 when no number is inconsistent, 1 when a file is missing, 3 when one is
 """

@@ -143,8 +143,12 @@ class ResBlock(nn.Module):
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of (b, heads, length, channels) tensors; on the CPU it can be derived twice."""
-    # Fused kernels have no second derivative; elsewhere a caller who needs it sets this switch.
     on_cpu = q.device.type == "cpu"
+    if on_cpu and q.dtype in (torch.float32, torch.float64):
+        # the same to the last bit as below, which looks for rows that are masked throughout
+        scale = math.sqrt(1 / math.sqrt(q.shape[-1]))
+        return ((q * scale) @ (k.mT * scale)).softmax(-1) @ v
+    # Fused kernels have no second derivative; elsewhere a caller who needs it sets this switch.
     with sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext():
         return F.scaled_dot_product_attention(q, k, v)
 

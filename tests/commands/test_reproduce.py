@@ -65,16 +65,16 @@ def ran(place, monkeypatch):
 def test_other_seeds_are_consistent_and_another_number_is_not(ran, runs, capsys):
     value = Score.load(ran / "published").entries[FD].value
     right = preset_file(ran, runs, "right", f"{value:.3f}")
-    words = ["--n=120", f"--folder={ran}/mine"]
+    words = ["--n=200", f"--folder={ran}/mine"]
     code = main(["reproduce", str(right), *words])
-    told = json.loads((ran / "mine/verdict_120.json").read_text())["verdicts"]
+    told = json.loads((ran / "mine/verdict_200.json").read_text())["verdicts"]
     by_name = {each["shown"]: each for each in told}
-    found = by_name["FD-120@classifier_features"]
+    found = by_name["FD-200@classifier_features"]
     assert found["word"] == "consistent" and code == 0
     low, high = found["expected"]
     assert low < found["value"] < high
     assert low > value - 0.5 * (high - low)  # carried to fewer images, where distances are larger
-    assert by_name["Precision-120@classifier_features"]["word"] == "not comparable"
+    assert by_name["Precision-200@classifier_features"]["word"] == "not comparable"
     images = {file: file.stat().st_mtime_ns for file in (ran / "mine/images").glob("*.png")}
     wrong = preset_file(ran, runs, "wrong", f"{2 * value:.3f}")
     capsys.readouterr()

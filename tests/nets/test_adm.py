@@ -1,6 +1,8 @@
 import pytest
 import torch
 from golden_files import listing, load, tolerance, weights
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
 
 from robustguide.nets import EncoderUNet, SuperResUNet, UNet
 from robustguide.nets.adm_blocks import GroupNorm32, MeanOfFour, attend, timestep_embedding
@@ -370,3 +372,12 @@ def test_the_mean_of_four_is_the_pooling_to_the_last_bit(dtype, size):
         assert torch.equal(MeanOfFour()(each), expected)
         again = MeanOfFour()(each.clone().requires_grad_())
         assert torch.equal(again, expected) and again.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_attention_is_torchs_to_the_last_bit(dtype):
+    generator = torch.Generator().manual_seed(0)
+    qkv = 3 * torch.randn(3, 2, 3, 8, 17, generator=generator).to(dtype).mT
+    q, k, v = qkv.unbind(2)
+    with sdpa_kernel(SDPBackend.MATH):
+        assert torch.equal(attend(q, k, v), scaled_dot_product_attention(q, k, v))
