@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -46,12 +46,13 @@ def run(args: list[str]) -> int:
         there = present(of, where)
         return None if there is None else str(there)
 
+    def told(of: "Card") -> dict[str, Any]:
+        return asdict(of) | {"present": place(of), "published": results_of(of.name)}
+
     if options.json:
-        print(json.dumps([asdict(each) | {"present": place(each)} for each in found], indent=1))
+        print(json.dumps([told(each) for each in found], indent=1))
     elif len(found) == 1:
-        document = asdict(found[0]) | {"present": place(found[0])}
-        if published := results_of(found[0].name):
-            document["published"] = published
+        document = told(found[0])
         print(yaml.safe_dump(json.loads(json.dumps(document)), sort_keys=False, width=99), end="")
     else:
         console = Console()

@@ -56,6 +56,7 @@ def test_one_card_is_shown_whole(capsys):
     main(["cards", "adm-imagenet256", "--json"])
     (found,) = json.loads(capsys.readouterr().out)  # not its unconditional neighbour too
     assert found == shown
+    assert shown["published"]["adm256"].startswith("fid 4.59, sfid 5.25")
 
 
 def test_an_unknown_name_is_told():
