@@ -110,5 +110,12 @@ class Reference:
         found = hashlib.sha256(f"{self.protocol} {self.identity}".encode())
         for layer in sorted(self.moments):
             for tensor in (self.moments[layer].mean, self.moments[layer].covariance):
-                found.update(tensor.double().contiguous().numpy().tobytes())
+                found.update(tensor.double().cpu().contiguous().numpy().tobytes())
+        is_foreign = self.provenance.file is not None
+        found.update(f"{self.provenance.digest if is_foreign else ''}".encode())
+        for layer, table in sorted(self.activations.items()):  # of others, recall is another
+            found.update(f"{layer} {table.rows}".encode())
+            # those of a foreign file's images are computed anew, to other last bits elsewhere
+            for block in () if is_foreign else table.blocks():
+                found.update(block.contiguous().numpy().tobytes())
         return found.hexdigest()[:16]
