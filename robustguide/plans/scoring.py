@@ -242,7 +242,8 @@ def endless(
 
 
 def _told(reference: Reference) -> dict[str, Any]:
-    return {"digest": reference.digest(), **asdict(reference.provenance)}
+    told = asdict(reference.provenance)
+    return told | {"images_digest": told["digest"], "digest": reference.digest()}
 
 
 def warnings(protocol: Protocol, features: Features, n: int) -> list[str]:

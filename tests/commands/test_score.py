@@ -60,7 +60,9 @@ def features(place):
 
 
 def test_the_score_is_that_of_the_features(place, features, capsys):
-    found = score(place, "folder").entries[FD]
+    whole = score(place, "folder")
+    found = whole.entries[FD]
+    assert whole.reference["digest"] == open_reference(place / "reference", OWN).digest()
     shown = capsys.readouterr().out
     target = open_reference(place / "reference", OWN).moments["features"]
     assert found.value == pytest.approx(frechet_distance(Moments.of(features), target), rel=1e-6)
