@@ -54,7 +54,7 @@ def required(requirement: Requirement) -> Finding:
         return Finding("versions", name, f"{found}, MALICIOUS", repair)
     if not requirement.specifier.contains(found, prereleases=True):
         return Finding("versions", name, f"{found}, needs {requirement.specifier}", install)
-    module = MODULES.get(name, name)
+    module = MODULES.get(name, name.replace("-", "_"))
     try:
         import_module(module)
     except Exception as error:
