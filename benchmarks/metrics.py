@@ -75,11 +75,14 @@ def frechet() -> list[Row]:
 
 
 def neighbours(rows: int = 10_000, repeats: int = 3) -> list[Row]:
-    """Precision and recall; obvious are matrices of all distances, each way in its own process."""
+    """Precision and recall; obvious are matrices of all distances, each way in its own process.
+
+    One thread each: threads that wait for each other on a busy machine would measure its load.
+    """
     found: dict[str, list[dict[str, float]]] = {"dense": [], "single": [], "ours": []}
     for _ in range(repeats):
         for way, runs in found.items():
-            runs.append(alone(way, rows))
+            runs.append(alone(way, rows, threads=1))
     values = {way: (runs[0]["precision"], runs[0]["recall"]) for way, runs in found.items()}
     compared = []
     for way, what in (("dense", "float64, sorted"), ("single", "float32, kthvalue")):
@@ -90,10 +93,10 @@ def neighbours(rows: int = 10_000, repeats: int = 3) -> list[Row]:
     return compared
 
 
-def alone(way: str, rows: int) -> dict[str, float]:
+def alone(way: str, rows: int, threads: int) -> dict[str, float]:
     """Precision and recall in a process of its own, see neighbours.py."""
     script = Path(__file__).with_name("neighbours.py")
-    command = [sys.executable, str(script), way, str(rows)]
+    command = [sys.executable, str(script), way, str(rows), str(threads)]
     result = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(result.stdout)
 
@@ -114,7 +117,7 @@ def main() -> None:
                 f"{ratio:>8.1f}{row.difference:>12.1e}"
             )
     if "--large" in sys.argv:
-        run = alone("ours", 50_000)
+        run = alone("ours", 50_000, torch.get_num_threads())
         print(
             f"precision, recall, 50000: {run['seconds']:.0f} s, {run['resident'] / 1e6:.0f} MB "
             f"resident, {run['bytes'] / 1e6:.0f} MB of them for this"

@@ -1,6 +1,6 @@
 """Precision and recall of random features from files, one way, in a process of its own.
 
-    python benchmarks/neighbours.py {dense,single,ours} ROWS
+    python benchmarks/neighbours.py {dense,single,ours} ROWS THREADS
 
 Prints seconds, bytes of memory beyond those of the features, and the numbers, as JSON. "dense" is
 the matrix of all distances in float64, sorted; "single" is the same in float32 with `kthvalue`,
@@ -70,8 +70,9 @@ def memory(field: str) -> int:
     return int(status.split(f"{field}:")[1].split()[0]) * 1024
 
 
-def main(way: str, rows: int) -> dict[str, float]:
+def main(way: str, rows: int, threads: int) -> dict[str, float]:
     """Runs one way."""
+    torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         tables = write(Path(folder), rows)
         torch.randn(512, 512) @ torch.randn(512, 512)  # the library's own memory is nobody's
@@ -92,4 +93,4 @@ def main(way: str, rows: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1], int(sys.argv[2]))))
+    print(json.dumps(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))

@@ -100,13 +100,13 @@ def balls(
         for rows, y in frame.blocks(samples):
             for columns, x in frame.blocks(reference):
                 tile = frame.tile(y, x)
-                row, inside = tile.within(real_radii[None, columns], inclusive=inclusive)
-                around[rows][row] += inside.sum(1)
-                covered[columns] |= inside.any(0)
+                row, column = tile.within(real_radii[None, columns], inclusive=inclusive)
+                around[rows] += row.bincount(minlength=len(y.read))
+                covered[columns][column] = True
                 if recalled is not None and own_radii is not None:
                     limit = own_radii[rows, None] * frame.unit
-                    _, inside = tile.within(limit, inclusive=inclusive)
-                    recalled[columns] |= inside.any(0)
+                    _, column = tile.within(limit, inclusive=inclusive)
+                    recalled[columns][column] = True
     return Balls(k, around.cpu(), covered.cpu(), None if recalled is None else recalled.cpu())
 
 

@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from robustguide.metrics.means import finite_blocks
@@ -25,7 +25,7 @@ from robustguide.metrics.tables import Table
 from robustguide.noise import finest
 
 ROWS = 2048  # of a block: with 2048 features 17 MB in float32, as is a tile
-PAIRS = 2**17  # numbers of directly summed pairs at a time
+PAIRS = 2**19  # numbers of directly summed pairs at a time: 4 MB in float64
 FEW = 16  # open pairs of a row that cost less one by one than a product in float64
 
 
@@ -89,10 +89,8 @@ class Frame:
     def place(self, block: Float[Tensor, "n d"], dtype: torch.dtype = torch.float32) -> Rows:
         """Reads a block of any of the tables."""
         block = block.to(self.device)
-        moved = block.to(dtype, copy=True)
-        if self.scale != 1:
-            moved *= self.scale
-        moved -= self.origin.to(dtype)
+        scaled = block.to(dtype) if self.scale == 1 else block.to(dtype) * self.scale
+        moved = scaled - self.origin.to(dtype)
         squares = torch.linalg.vector_norm(moved, dim=1).square_()
         return Rows(block, moved, squares, float(squares.max()))
 
@@ -171,29 +169,23 @@ class Tile:
 
     def within(
         self, limit: Float[Tensor, "#n #m"], *, inclusive: bool
-    ) -> tuple[Int[Tensor, " rows"], Bool[Tensor, "rows m"]]:
-        """Which exact distances are below a limit, or equal to it where that is included.
+    ) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"]]:
+        """Pairs whose exact distance is below a limit, or equal to it where that is included.
 
         Returns:
-            Rows that may have any, and these rows of the answer; all other rows have none.
+            Row and column of each.
         """
-        row = (self.values <= (limit + self.slack).to(self.values)).any(dim=1).nonzero()[:, 0]
-        limit = limit[row] if len(limit) > 1 else limit
-        inside, unsure = _sides(self.values[row], limit, self.slack)
-        if int(unsure.sum()) > FEW * len(row):
-            finer = self.frame.finer(self.x.read[row], self.y.read)
-            inside, unsure = _sides(finer.values, limit, finer.slack)
-        i, j = unsure.nonzero(as_tuple=True)
-        if len(i):
-            found, limits = self.exact(row[i], j), limit.expand(len(row), inside.shape[1])[i, j]
-            inside[i, j] = found <= limits if inclusive else found < limits
-        return row, inside
-
-
-def _sides(values: Tensor, limit: Tensor, slack: float) -> tuple[Tensor, Tensor]:
-    """Which values are below a limit for sure, and which may be on either side of it."""
-    below = values < (limit - slack).to(values)
-    return below, (values <= (limit + slack).to(values)) ^ below
+        row, column = (self.values <= (limit + self.slack).to(self.values)).nonzero(as_tuple=True)
+        limit = limit.expand(self.values.shape)[row, column]
+        value, slack = self.values[row, column], self.slack
+        if int((value >= limit - slack).sum()) > FEW * len(self.values):
+            finer = self.frame.finer(self.x.read, self.y.read)
+            value, slack = finer.values[row, column], finer.slack
+        inside = value < limit - slack
+        unsure = ((value <= limit + slack) & ~inside).nonzero()[:, 0]
+        exact, edge = self.exact(row[unsure], column[unsure]), limit[unsure]
+        inside[unsure] = exact <= edge if inclusive else exact < edge
+        return row[inside], column[inside]
 
 
 def _merged(best: Tensor, row: Tensor, found: Tensor) -> Tensor:
