@@ -115,9 +115,9 @@ def told(line: str, class_path: str, options: list[str]) -> str:
     return line
 
 
-def nearest(name: str, known: list[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     """A question after similar names; nothing where there is none."""
-    close = get_close_matches(name, known, n=3, cutoff=0.6)
+    close = get_close_matches(name, list(known), n=3, cutoff=0.6)
     return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 

@@ -56,7 +56,8 @@ class Recorder:
                 self.known.add((name, key))
                 rows = tensor if tensor.ndim > 1 and len(tensor) <= 64 else ()
                 for each in (*rows, tensor):
-                    self.values[content(each)] = name, key
+                    if (known := content(each)) is not None:  # others would all be this one
+                        self.values[known] = name, key
         self.kept.append(tensors)
 
     def place(self, tensor):

@@ -21,10 +21,10 @@ from robustguide.checkpoints.extractors import load_extractor
 from robustguide.checkpoints.references import open_reference, with_activations
 from robustguide.interfaces import to_pixels
 from robustguide.metrics.agreement import ClassAccuracy
-from robustguide.metrics.distances import FrechetMeasure
+from robustguide.metrics.distances import FrechetMeasure, too_few
 from robustguide.metrics.extractor import Extractor
 from robustguide.metrics.features import ClassifierFeatures
-from robustguide.metrics.jackknife import Jackknife, groups_of
+from robustguide.metrics.jackknife import groups_of
 from robustguide.metrics.protocol import Measured, Protocol, Sampled
 from robustguide.metrics.protocols import protocol as protocol_of
 from robustguide.metrics.protocols.classifier_features import OWN
@@ -32,7 +32,6 @@ from robustguide.metrics.reference import Reference
 from robustguide.metrics.stores import FeatureStore
 from robustguide.report import figures
 
-GROUPS = 20  # of the jackknife
 T = TypeVar("T")
 
 
@@ -173,7 +172,7 @@ class Quality(Reporting):
         assert self.store is not None
         stored = self.store.finish()
         n = len(stored.index)
-        groups = groups_of(stored.index, min(GROUPS, n))
+        groups = groups_of(stored.index)
         sampled = Sampled(stored.layers, groups, stored.y)
         found = {}
         for measure in self.protocol.measures:
@@ -190,8 +189,9 @@ class Quality(Reporting):
             dim = stored.layers[measure.layer].dim
             for name, each in facts.items():
                 found[name] = self._told(name, n, measure.lower_is_better[name]) | each
-                if isinstance(measure, FrechetMeasure) and n <= dim:
-                    found[name].setdefault("warning", too_few(found[name]["shown"], n, dim))
+                if isinstance(measure, FrechetMeasure):
+                    if warning := too_few(found[name]["shown"], n, dim):
+                        found[name].setdefault("warning", warning)
         return found
 
     def _told(self, name: str, n: int, lower_is_better: bool) -> dict[str, Any]:
@@ -235,18 +235,9 @@ def own_protocol(extractor: ClassifierFeatures) -> Protocol:
 def told(measured: Measured) -> dict[str, Any]:
     """A number with its interval and what else defines it, as plain data."""
     facts: dict[str, Any] = {"value": measured.value, **measured.facts}
-    if len(measured.replicates) > 1:
-        low, high = Jackknife(measured.value, measured.replicates).interval()
-        facts |= {"interval": [low, high], "replicates": list(measured.replicates)}
+    if (interval := measured.interval()) is not None:
+        facts |= {"interval": list(interval), "replicates": list(measured.replicates)}
     return facts
-
-
-def too_few(shown: str, n: int, dim: int) -> str:
-    """What a reader of such a number must know."""
-    return (
-        f"{shown}: {n} images are no more than the {dim} features, so the covariance is singular "
-        "and the distance far too large; compare with equal n alone."
-    )
 
 
 def broken(images: Tensor) -> Tensor:

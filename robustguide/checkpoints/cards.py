@@ -9,7 +9,6 @@ files of that network that are not listed.
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from fnmatch import fnmatch
 from functools import cache
 from importlib.resources import files
@@ -19,6 +18,7 @@ from typing import Any
 import yaml
 
 from robustguide.checkpoints.specification import Specification, fields
+from robustguide.complaints import nearest
 
 CACHE = "~/.cache/robustguide/checkpoints"
 
@@ -129,11 +129,8 @@ def card(name: str) -> Card:
     known = cards()
     if name in known:
         return known[name]
-    like = get_close_matches(name, known, n=4, cutoff=0.5)
     raise ValueError(
-        f"There is no card {name!r}; "
-        + (f"did you mean {', '.join(like)}? " if like else "")
-        + "`robustguide cards` lists all."
+        f"There is no card {name!r}{nearest(name, known)}; `robustguide cards` lists all."
     )
 
 

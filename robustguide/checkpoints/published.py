@@ -6,7 +6,6 @@ exactly it is known.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import yaml
 
 from robustguide.checkpoints.cards import folder
+from robustguide.complaints import nearest
 from robustguide.metrics.verdict import Printed
 
 
@@ -122,11 +122,9 @@ def preset(name: str) -> Preset:
     wanted = name.replace("_", "-")
     if wanted in presets():
         return presets()[wanted]
-    like = get_close_matches(wanted, presets(), n=4, cutoff=0.5)
     raise ValueError(
-        f"There is no preset {name!r}; "
-        + (f"did you mean {', '.join(like)}? " if like else "")
-        + "`robustguide reproduce --list` lists all, and a YAML of your own may be given."
+        f"There is no preset {name!r}{nearest(wanted, presets())}; `robustguide reproduce --list` "
+        "lists all, and a YAML of your own may be given."
     )
 
 

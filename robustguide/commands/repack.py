@@ -4,7 +4,7 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from robustguide.commands.formatter import Formatter
-from robustguide.commands.score import bar
+from robustguide.commands.progress import bar
 
 EXAMPLES = """examples:
   robustguide repack runs/images samples.npz

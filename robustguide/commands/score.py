@@ -2,15 +2,15 @@
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from robustguide.commands.formatter import Formatter
+from robustguide.commands.progress import bar
 
 if TYPE_CHECKING:  # imports torch, which --help does not need
     from robustguide.data.generated import Generated
@@ -132,14 +132,3 @@ def folder_of(kept: str | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="robustguide-features-") as made:
         yield Path(made)
-
-
-@contextmanager
-def bar(what: str, count: int, console: Console) -> Iterator[Any]:
-    """A progress bar on a terminal; answers what is told of images that are done."""
-    shown = Progress(
-        what, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
-    )
-    with shown if console.is_terminal else nullcontext():
-        task = shown.add_task(what, total=count)
-        yield lambda images: shown.advance(task, images)

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from robustguide.commands.formatter import Formatter
+from robustguide.commands.progress import bar
 from robustguide.commands.rank import plain
-from robustguide.commands.score import bar
 
 if TYPE_CHECKING:  # imports torch, which --help does not need
     from robustguide.data.generated import Generated
@@ -128,7 +128,7 @@ def of_module(data: Any, split: str | None, workers: int) -> "tuple[Generated, s
     if isinstance(data, ShardImages):
         return RealShards(data.manifest, split or "train", workers), split or "train"
     if isinstance(data, SeedData):
-        split, source = split or data.reference_split, data._reference
+        split, source = split or data.reference_split, data.reference_source
         if source is None:
             raise ValueError(
                 "This configuration samples and names no real images; set data.reference to a "
@@ -160,9 +160,9 @@ def measured(given: Namespace, images: "Generated", told: dict[str, Any]) -> "Re
     import torch
 
     from robustguide.checkpoints.extractors import load_extractor
+    from robustguide.data.statistics import statistics
     from robustguide.metrics.protocols import protocol
     from robustguide.metrics.reference import Provenance
-    from robustguide.plans.statistics import statistics
 
     wanted = protocol(given.protocol)
     device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")

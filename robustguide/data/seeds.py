@@ -145,17 +145,12 @@ class SeedData(Classes):
                 f"{type(self.labels).__name__} gives label {wrong[0]}; with {num_classes} classes "
                 f"labels must lie in 0..{num_classes - 1}."
             )
-        self._reference, self.reference_split = reference, reference_split
+        self.reference_source, self.reference_split = reference, reference_split
 
     @property
     def reference(self) -> Samples | None:
         """The real images, map-style: place -> (x_0, y, place)."""
-        return self._reference.split(self.reference_split) if self._reference else None
-
-    @property
-    def reference_name(self) -> str | None:
-        """What the real images are called: the class of their source."""
-        return type(self._reference).__name__ if self._reference else None
+        return self.reference_source.split(self.reference_split) if self.reference_source else None
 
     def setup(self, stage: str) -> None:
         """Lets a process have nothing to predict; there, none waits for another one's sums."""

@@ -47,6 +47,16 @@ class FrechetMeasure(Measure):
         return {name: Measured(value, replicates, facts)}
 
 
+def too_few(shown: str, n: int, dim: int) -> str | None:
+    """What a reader of a distance must know; null where there are more images than features."""
+    if n > dim:
+        return None
+    return (
+        f"{shown}: {n} images are no more than the {dim} features, so the covariance is singular "
+        "and the distance far too large; compare with equal n alone."
+    )
+
+
 def without_each(
     table: Table, groups: Int[Tensor, " n"], target: Target
 ) -> tuple[float, tuple[float, ...]]:

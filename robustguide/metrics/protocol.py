@@ -14,6 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from robustguide.metrics.extractor import Identity
+from robustguide.metrics.jackknife import Jackknife
 from robustguide.metrics.reference import Reference
 from robustguide.metrics.tables import Table
 
@@ -47,6 +48,11 @@ class Measured:
     value: float
     replicates: tuple[float, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def interval(self) -> tuple[float, float] | None:
+        """95% limits at this n; null where nothing is known of the noise."""
+        known = len(self.replicates) > 1
+        return Jackknife(self.value, self.replicates).interval() if known else None
 
 
 class Measure(ABC):

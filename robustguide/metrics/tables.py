@@ -101,7 +101,7 @@ class Chosen(Table):
     def block(self, first: int, last: int) -> Float[Tensor, "n d"]:
         """Reads what lies between the first and the last of them, by and by."""
         wanted, parts = self.places[first:last], []
-        for part in torch.split(wanted, BLOCK):
+        for part in torch.split(wanted, BLOCK) if len(wanted) else ():
             low = int(part[0])
             while low <= int(part[-1]):
                 high = min(low + BLOCK, int(part[-1]) + 1)

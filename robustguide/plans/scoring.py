@@ -13,7 +13,7 @@ from torch import Tensor
 from robustguide.checkpoints import sha256_of
 from robustguide.data.generated import Generated
 from robustguide.files import whole
-from robustguide.metrics.distances import FrechetMeasure
+from robustguide.metrics.distances import FrechetMeasure, too_few
 from robustguide.metrics.extractor import Extractor, Identity
 from robustguide.metrics.extrapolation import LEAST, SIZES, extrapolate
 from robustguide.metrics.jackknife import GROUPS, Jackknife, groups_of
@@ -202,13 +202,12 @@ def _entry(
     if all(measured.replicates for measured in each):
         columns = zip(*(measured.replicates for measured in each), strict=True)
         replicates = tuple(sum(column) / len(column) for column in columns)
-    interval = Jackknife(value, replicates).interval() if len(replicates) > 1 else None
     return Entry(
         value,
         protocol.shown(name, n),
         n,
         lower_is_better,
-        interval,
+        Measured(value, replicates).interval(),
         replicates,
         tuple(values),
         facts=each[0].facts,
@@ -248,17 +247,13 @@ def _told(reference: Reference) -> dict[str, Any]:
 
 def warnings(protocol: Protocol, features: Features, n: int) -> list[str]:
     """What a reader of these numbers must know."""
-    found = []
-    for measure in protocol.measures:
-        if isinstance(measure, FrechetMeasure):
-            dim = features.layers[measure.layer].dim
-            if n <= dim:
-                shown = ", ".join(protocol.shown(name, n) for name in measure.titles)
-                found.append(
-                    f"{shown}: {n} images are no more than the {dim} features, so the covariance "
-                    "is singular and the distance far too large; compare with equal n alone."
-                )
-    return found
+    found = [
+        too_few(protocol.shown(name, n), n, features.layers[measure.layer].dim)
+        for measure in protocol.measures
+        if isinstance(measure, FrechetMeasure)
+        for name in measure.titles
+    ]
+    return [warning for warning in found if warning is not None]
 
 
 def refuse_guide(protocol: Protocol, weights: Path | None, made: Mapping[str, Any]) -> None:

@@ -118,7 +118,7 @@ def test_bad_input(stats, tmp_path):
         ([f"--data={seeds}"], "names no real images; set data.reference"),
         ([*DATA, "--split=val"], "There is no split 'val'"),
         ([*DATA, "--protocol=class-accuracy"], "compares with no real images"),
-        ([*DATA, "--protocol=amd"], "There is no protocol 'amd'; did you mean 'adm'"),
+        ([*DATA, "--protocol=amd"], "There is no protocol 'amd' .did you mean adm"),
         ([tmp_path / "nowhere"], "nowhere does not exist"),
     ):
         with pytest.raises((ValueError, OSError), match=said):

@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from distances import dense_radii, distances, normal
 from golden_files import load
 from torch.testing import assert_close
 from torch_fidelity.metric_prc import prc_features_to_metric
@@ -25,19 +26,6 @@ from robustguide.metrics.tables import Filed, Held
 def small(monkeypatch):
     """Blocks of some ten rows, so that a hundred rows make many tiles."""
     monkeypatch.setattr(tiles, "ROWS", 13)
-
-
-def normal(n, d=6, seed=0):
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
-
-
-def distances(x, y):
-    """Squared, by float64 differences: no product, no tile."""
-    return ((x.double()[:, None] - y.double()[None]) ** 2).sum(-1)
-
-
-def dense_radii(x, k):
-    return distances(x, x).fill_diagonal_(torch.inf).sort(dim=1).values[:, k - 1]
 
 
 def dense(samples, real, k, inclusive):

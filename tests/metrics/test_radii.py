@@ -1,5 +1,6 @@
 import pytest
 import torch
+from distances import dense_radii, normal
 from golden_files import load
 from torch.testing import assert_close
 
@@ -13,19 +14,6 @@ from robustguide.metrics.tables import Held
 def small(monkeypatch):
     """Blocks of some ten rows, so that a hundred rows make many tiles."""
     monkeypatch.setattr(tiles, "ROWS", 13)
-
-
-def normal(n, d=6, seed=0):
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
-
-
-def distances(x, y):
-    """Squared, by float64 differences: no product, no tile."""
-    return ((x.double()[:, None] - y.double()[None]) ** 2).sum(-1)
-
-
-def dense(x, k):
-    return distances(x, x).fill_diagonal_(torch.inf).sort(dim=1).values[:, k - 1]
 
 
 GOLDENS = [("gauss", 3), ("gauss", 5), ("grid_ties", 3), ("grid_ties", 4)]
@@ -56,13 +44,13 @@ def test_neighbours_that_rounding_confuses_are_told_apart(spare, scale, monkeypa
     again = module._Nearest._again
     monkeypatch.setattr(module._Nearest, "_again", lambda *a: calls.append(len(a[2])) or again(*a))
     for k in (1, 4, 30):
-        assert_close(radii(Held(rows), k), dense(rows, k), rtol=1e-13, atol=0)
+        assert_close(radii(Held(rows), k), dense_radii(rows, k), rtol=1e-13, atol=0)
     if scale < 1:
         assert bool(calls) == (spare < 100)  # with 100, no row can have been dropped
 
 
 def test_one_row_more_than_neighbours_is_enough(small):
     rows = normal(16)
-    assert_close(radii(Held(rows), 15), dense(rows, 15), rtol=1e-13, atol=0)
+    assert_close(radii(Held(rows), 15), dense_radii(rows, 15), rtol=1e-13, atol=0)
     with pytest.raises(ValueError, match=r"Got 16 rows of the table and k=16.*at least 17 images"):
         radii(Held(rows), 16)

@@ -1,19 +1,11 @@
 import pytest
 import torch
+from distances import distances, normal
 from torch.testing import assert_close
 
 from robustguide.metrics import tiles
 from robustguide.metrics.neighbours import balls
 from robustguide.metrics.tables import Held
-
-
-def normal(n, d=6, seed=0):
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
-
-
-def distances(x, y):
-    """Squared, by float64 differences: no product, no tile."""
-    return ((x.double()[:, None] - y.double()[None]) ** 2).sum(-1)
 
 
 @pytest.mark.parametrize("d", [3, 64, 2048])

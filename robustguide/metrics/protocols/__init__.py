@@ -1,7 +1,6 @@
 """The protocols that have a name, each in a file of its own."""
 
-from difflib import get_close_matches
-
+from robustguide.complaints import nearest
 from robustguide.metrics.protocol import Protocol
 from robustguide.metrics.protocols.adm import ADM
 from robustguide.metrics.protocols.class_accuracy import CLASS_ACCURACY
@@ -29,9 +28,7 @@ def protocol(name: str) -> Protocol:
     """
     if name in PROTOCOLS:
         return PROTOCOLS[name]
-    like = get_close_matches(name, PROTOCOLS, n=1, cutoff=0.5)
     raise ValueError(
-        f"There is no protocol {name!r}; "
-        + (f"did you mean {like[0]!r}? " if like else "")
-        + f"There are {', '.join(PROTOCOLS)}."
+        f"There is no protocol {name!r}{nearest(name, PROTOCOLS)}; there are "
+        f"{', '.join(PROTOCOLS)}."
     )

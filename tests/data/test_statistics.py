@@ -3,12 +3,12 @@ import pytest
 import sampled
 import torch
 
+from robustguide.data.statistics import places, statistics
 from robustguide.metrics.extractor import Extractor, Identity
 from robustguide.metrics.protocol import Protocol
 from robustguide.metrics.protocols import protocol
 from robustguide.metrics.protocols.classifier_features import MEASURES
 from robustguide.metrics.reference import Provenance
-from robustguide.plans.statistics import places, statistics
 
 IDENTITY = Identity("corner", "a", "none")
 
