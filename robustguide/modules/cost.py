@@ -121,7 +121,7 @@ def watched_calls(
         within: The outermost call under way, of all modules that share this list; those inside of
             it, such as a wrapper's of what it wraps, are not noted.
     """
-    call = getattr(module, method)
+    call, own = getattr(module, method), vars(module).get(method)
     signature = inspect.signature(call)
     first = next(iter(signature.parameters))
 
@@ -140,7 +140,10 @@ def watched_calls(
     try:
         yield
     finally:
-        delattr(module, method)
+        if own is None:
+            delattr(module, method)
+        else:  # of this module alone, as of one that is watched by others too
+            setattr(module, method, own)
 
 
 def noted(evaluated: Evaluated, forward: str, backward: str | None, x: Tensor) -> Tensor:

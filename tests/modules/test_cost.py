@@ -235,6 +235,22 @@ def test_nothing_stays_behind(denoiser, classifier):
     assert counts.denoiser_evaluations == 2  # one that failed is over, too
 
 
+def test_what_stood_before_a_method_stays_there(denoiser, classifier):
+    """A method that one denoiser alone has, as a profiler or a user may set it, is put back."""
+    asked = []
+    predict = denoiser.predict
+
+    def listening(x, sigma, y):
+        asked.append(len(x))
+        return predict(x, sigma, y)
+
+    denoiser.predict = listening
+    for _ in range(2):
+        with counted(denoiser, classifier, Evaluated()):
+            denoiser.predict(torch.zeros(3, 1, 8, 8), torch.ones(3), torch.zeros(3).long())
+    assert denoiser.predict is listening and asked == [3, 3]
+
+
 def test_time_of_blocks_adds_up(monkeypatch):
     now = iter([10.0, 12.5, 20.0, 20.25])
     monkeypatch.setattr(time, "perf_counter", lambda: next(now))
