@@ -3,6 +3,7 @@
 from robustguide.callbacks.calibration import TrajectoryCalibration
 from robustguide.callbacks.ema import EMA
 from robustguide.callbacks.export import Export
+from robustguide.callbacks.parts import PartWriter
 from robustguide.callbacks.progress import Progress
 from robustguide.callbacks.quality import Quality
 from robustguide.callbacks.report_card import ReportCards
@@ -14,6 +15,7 @@ __all__ = [
     "EMA",
     "ClassAccuracy",
     "Export",
+    "PartWriter",
     "Progress",
     "Quality",
     "ReportCards",

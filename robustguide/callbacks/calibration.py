@@ -10,7 +10,9 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from robustguide.callbacks.parts import add_state, state_of
 from robustguide.callbacks.reporting import Reporting, publish
+from robustguide.data.parts import Part
 from robustguide.metrics import Answers, AnswersByLevel
 from robustguide.noise import finest
 from robustguide.report import figures
@@ -54,7 +56,16 @@ class TrajectoryCalibration(Reporting):
         with module.watching():
             self.metric.update(outputs["logits"], outputs["y"], outputs["index"])
 
-    def on_test_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+    def state(self) -> dict[str, Tensor]:
+        """The answers."""
+        return state_of(self.metric)
+
+    def absorb(self, part: Part) -> None:
+        """Adds a part's answers."""
+        assert self.metric is not None
+        add_state(self.metric, part.states[self.state_key])
+
+    def conclude(self, trainer: Trainer, module: LightningModule) -> None:
         """Logs the curve and its mean."""
         assert self.metric is not None
         generation: Any = module

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -13,12 +14,14 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from robustguide.callbacks.judging import refuse_guides
+from robustguide.callbacks.parts import is_part
 from robustguide.callbacks.references import reference_of
 from robustguide.callbacks.reporting import Reporting, callbacks_of, publish, run_folder
 from robustguide.callbacks.results import of_all
 from robustguide.callbacks.trajectory import Along, features_of
 from robustguide.checkpoints.extractors import load_extractor
 from robustguide.checkpoints.references import open_reference, with_activations
+from robustguide.data.parts import Part
 from robustguide.interfaces import to_pixels
 from robustguide.metrics.agreement import ClassAccuracy
 from robustguide.metrics.distances import FrechetMeasure, too_few
@@ -32,6 +35,7 @@ from robustguide.metrics.reference import Reference
 from robustguide.metrics.stores import FeatureStore
 from robustguide.report import figures
 
+ALONG = "along."  # before the levels in the features of a part
 T = TypeVar("T")
 
 
@@ -89,6 +93,13 @@ class Quality(Reporting):
         self.store: FeatureStore | None = None
         self.sums: Along | None = None
         self.broken: Tensor | None = None
+        self.place = Path("features", self.protocol.name)  # in the run folder
+        self.is_part = False
+
+    @property
+    def state_key(self) -> str:
+        """Tells it from one of another protocol."""
+        return f"Quality/{self.protocol.name}"
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         """Opens network and reference, so that what is missing shows before anything is sampled.
@@ -119,21 +130,26 @@ class Quality(Reporting):
         """Makes the reference where there is none, and begins the sums."""
         assert self.extractor is not None
         extractor = self.extractor.to(module.device)
-        self.store = FeatureStore(run_folder(trainer) / "features" / self.protocol.name)
+        self.store = FeatureStore(run_folder(trainer) / self.place)
         if trainer.is_global_zero:
             self.store.clear()
         trainer.strategy.barrier()  # before another process writes
-        if self.reference_file is not None and self.reference is not None:
-            self.reference = with_activations(
-                self.reference, extractor, self.protocol, self.batch_size
-            )
-        elif any(measure.needs != "nothing" for measure in self.protocol.measures):
-            data = getattr(trainer, "datamodule", None)
-            self.reference = reference_of(data, self.protocol, extractor, self.batch_size)
+        self.is_part = is_part(trainer)
+        if not self.is_part:
+            self.reference = self._real(trainer, extractor)
         generation: Any = module
         levels = len(generation.levels) if self.along else 0
         self.sums = Along.of(self.protocol, self.reference, levels, module.device)
         self.broken = torch.zeros(1 + levels, dtype=torch.long, device=module.device)
+
+    def _real(self, trainer: Trainer, extractor: Extractor) -> Reference | None:
+        """The reference with all that the protocol compares; null where it compares nothing."""
+        if self.reference_file is not None and self.reference is not None:
+            return with_activations(self.reference, extractor, self.protocol, self.batch_size)
+        if all(measure.needs == "nothing" for measure in self.protocol.measures):
+            return None
+        data = getattr(trainer, "datamodule", None)
+        return reference_of(data, self.protocol, extractor, self.batch_size)
 
     def add(self, module: Any, outputs: Any) -> None:
         """Adds a batch."""
@@ -142,14 +158,34 @@ class Quality(Reporting):
         self.broken[0] += broken(images)
         pixels = to_pixels(images)
         layers = features_of(self.extractor, pixels, y, self.batch_size)
-        self.store.add(outputs["index"], layers, y)
+        finished = layers
         if self.sums is not None:
             with module.watching():
                 denoised = outputs["denoised"]
                 self.broken[1:] += torch.stack([broken(level) for level in denoised])
-                self.sums.update(self.extractor, denoised, y, self.batch_size, pixels, layers)
+                read = self.sums.read(self.extractor, denoised, y, self.batch_size, pixels, layers)
+                if self.is_part:  # as features, which take less than the sums of a part do
+                    layers = layers | {f"{ALONG}{k}": each for k, each in enumerate(read)}
+                else:
+                    self.sums.add(read)
+        self.store.add(outputs["index"], layers if self.is_part else finished, y)
 
-    def on_test_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+    def state(self) -> dict[str, Tensor]:
+        """How many images are not finite; features are on disk."""
+        return {} if self.broken is None else {"broken": self.broken}
+
+    def absorb(self, part: Part) -> None:
+        """Adds a part's features, batch by batch as they were made."""
+        assert self.store is not None and self.broken is not None
+        self.broken += part.states[self.state_key]["broken"].to(self.broken)
+        for index, layers, y in FeatureStore(part.folder / self.place).chunks():
+            finished = {k: each for k, each in layers.items() if not k.startswith(ALONG)}
+            self.store.add(index, finished, y)
+            if self.sums is not None:
+                levels = range(len(layers) - len(finished))
+                self.sums.add([layers[f"{ALONG}{k}"] for k in levels])
+
+    def conclude(self, trainer: Trainer, module: LightningModule) -> None:
         """Measures and logs; frees the disk and the extractor's device memory."""
         assert self.store is not None and self.broken is not None and self.extractor is not None
         trainer.strategy.barrier()  # the other processes' features
@@ -215,9 +251,8 @@ class Quality(Reporting):
     def _curve(self, trainer: Trainer, module: Any, sums: "Along", broken: list[int]) -> None:
         """A number at each watched level."""
         key = self.protocol.key(sums.name)
-        values = [
-            math.nan if lost else value for value, lost in zip(sums.compute(), broken, strict=True)
-        ]
+        found = sums.compute()
+        values = [math.nan if lost else v for v, lost in zip(found, broken, strict=True)]
         levels, series = list(module.levels), {key: values}
         self.curve(trainer, "test", key, levels, series)
         draw = partial(figures.curves, levels, series, ylabel=key)

@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from robustguide.callbacks.parts import is_part
+from robustguide.data.parts import Part
 from robustguide.report.figures import save
 
 
@@ -39,8 +41,26 @@ class Reporting(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Adds a batch."""
-        self.add(module, outputs)
+        """Adds a batch, or a part of the images that another run made."""
+        if isinstance(outputs, dict) and "part" in outputs:
+            self.absorb(outputs["part"])
+        else:
+            self.add(module, outputs)
+
+    def on_test_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Measures; a part of the images is measured with the others."""
+        if not is_part(trainer):
+            self.conclude(trainer, module)
+
+    def conclude(self, trainer: Trainer, module: LightningModule) -> None:
+        """Measures what was taken in; nothing, unless a subclass does."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What was taken in, as tensors by name, for `absorb` in another run."""
+        return {}
+
+    def absorb(self, part: Part) -> None:
+        """Takes in what another run did; nothing, unless a subclass does."""
 
     def measured(
         self,

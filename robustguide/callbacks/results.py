@@ -4,7 +4,6 @@ import json
 import math
 import subprocess
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,13 +14,12 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from torch import distributed
 
+from robustguide.callbacks.origin import checkpoints_in
 from robustguide.callbacks.reporting import Reporting, callbacks_of, run_folder
-from robustguide.checkpoints import cards, sha256_of
-from robustguide.checkpoints.cards import present
+from robustguide.checkpoints import sha256_of
 from robustguide.files import whole
 from robustguide.machine.memory import peak_memory
 
-SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".pkl")
 PACKAGES = ("robustguide", "torch", "torchvision", "lightning", "torchmetrics", "numpy")
 
 
@@ -67,7 +65,7 @@ def cost_of(trainer: Trainer, module: LightningModule) -> dict[str, Any] | None:
 
     Null for a module that was to make images, and made none.
     """
-    memory, kind = peak_memory(trainer.strategy.root_device)
+    memory, kind = memory_of_parts(trainer) or peak_memory(trainer.strategy.root_device)
     evaluated: Any = getattr(module, "evaluated", None)
     mine = (memory, {} if evaluated is None else asdict(evaluated))
     memories, sums = zip(*of_all(trainer, mine), strict=True)
@@ -82,6 +80,16 @@ def cost_of(trainer: Trainer, module: LightningModule) -> dict[str, Any] | None:
     for name, spent in total.items():
         cost[f"{name}_per_image" if name.endswith("seconds") else name] = spent / images
     return cost
+
+
+def memory_of_parts(trainer: Trainer) -> tuple[int | None, str] | None:
+    """Peak memory of the part that needed most; null where images are not made in parts."""
+    parts = getattr(getattr(trainer, "datamodule", None), "parts", None)
+    if not parts:
+        return None
+    needed = [part.facts.get("peak_memory_bytes") for part in parts]
+    kind = str(parts[0].facts.get("peak_memory_kind"))
+    return (None if None in needed else max(needed)), kind
 
 
 def of_all(trainer: Trainer, mine: Any) -> list[Any]:
@@ -136,19 +144,3 @@ def git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
-
-
-def checkpoints_in(config: Any) -> Iterator[str]:
-    """Paths of checkpoint files in a configuration, and of those that its cards stand for."""
-    if isinstance(config, dict):
-        of = cards().get(config.get("card") or "") if not config.get("path") else None
-        if of is not None and (file := present(of)) is not None:
-            yield str(file)
-        for value in config.values():
-            yield from checkpoints_in(value)
-    elif isinstance(config, list):
-        for value in config:
-            yield from checkpoints_in(value)
-    elif isinstance(config, str) and config.endswith(SUFFIXES):
-        if Path(config).is_file():
-            yield config

@@ -1,7 +1,6 @@
 """Generated images: judged, shown and written."""
 
 import json
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,12 @@ from safetensors.torch import save_file
 from torch import Tensor, distributed
 
 from robustguide.callbacks.judging import refuse_guides
+from robustguide.callbacks.origin import facts, origin, seeds
+from robustguide.callbacks.parts import add_state, state_of
 from robustguide.callbacks.reporting import Reporting, publish, run_folder
-from robustguide.callbacks.results import checkpoints_in
-from robustguide.checkpoints import sha256_of
-from robustguide.data import SeedData
 from robustguide.data.generated.lines import NAME, Line, as_text
+from robustguide.data.parts import Part
 from robustguide.files import whole
-from robustguide.guidance import Combinator, Guidance, Scaled
 from robustguide.interfaces import Classifier, to_pixels
 from robustguide.metrics import CalibrationByNoise
 from robustguide.report import figures
@@ -58,7 +56,16 @@ class ClassAccuracy(Reporting):
         logits = self.judge(images, images.new_zeros(len(images)))
         self.metric.update(logits, outputs["y"], 0)
 
-    def on_test_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+    def state(self) -> dict[str, Tensor]:
+        """The sums."""
+        return state_of(self.metric)
+
+    def absorb(self, part: Part) -> None:
+        """Adds a part's sums."""
+        assert self.metric is not None
+        add_state(self.metric, part.states[self.state_key])
+
+    def conclude(self, trainer: Trainer, module: LightningModule) -> None:
         """Logs the share and its 95% limits."""
         assert self.metric is not None
         found = self.metric.compute()
@@ -98,7 +105,16 @@ class SampleGrid(Reporting):
             images = outputs["images"][:missing].cpu()
             self.kept |= zip(outputs["index"].tolist(), images, strict=False)
 
-    def on_test_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+    def state(self) -> dict[str, Tensor]:
+        """The images and their numbers."""
+        images = torch.stack(list(self.kept.values()))
+        return {"index": torch.tensor(list(self.kept), device="cpu"), "images": images}
+
+    def absorb(self, part: Part) -> None:
+        """Keeps the first ones of a part."""
+        self.add(None, part.states[self.state_key])
+
+    def conclude(self, trainer: Trainer, module: LightningModule) -> None:
         """Publishes the grid, and keeps its images as a file for pages that compare runs."""
         parts = [self.kept]
         if distributed.is_available() and distributed.is_initialized():
@@ -184,12 +200,6 @@ class SampleWriter(Reporting):
                 part.write_text(as_text(lines))
 
 
-def seeds(trainer: Trainer) -> SeedData | None:
-    """The data module of a generation, where there is one."""
-    data = getattr(trainer, "datamodule", None)
-    return data if isinstance(data, SeedData) else None
-
-
 def images_folder(trainer: Trainer) -> Path:
     """Where a run writes its images."""
     return run_folder(trainer) / "images"
@@ -198,52 +208,3 @@ def images_folder(trainer: Trainer) -> Path:
 def file_name(index: int) -> str:
     """Of the image of a number."""
     return f"{index:08d}.png"
-
-
-def origin(module: LightningModule, data: SeedData | None) -> dict[str, Any]:
-    """All that decides how the image of a number looks, as plain data."""
-    config = {key: module.hparams.get(key) for key in ("denoiser", "sampler", "guidance", "codec")}
-    described = {
-        **config,
-        "labels": data and [type(data.labels).__name__, vars(data.labels)],
-        "checkpoints": {path: sha256_of(path) for path in sorted(set(checkpoints_in(config)))},
-    }
-    # what was built in Python, and not by a configuration, is told by its type alone
-    plain = json.dumps(described, default=lambda value: type(value).__name__)
-    answer: dict[str, Any] = json.loads(plain)
-    return answer
-
-
-def facts(module: LightningModule, checkpoints: Mapping[str, str]) -> dict[str, Any]:
-    """How a module makes images, for the line of each.
-
-    Args:
-        module: Its terms' names are the method.
-        checkpoints: Hashes of the files it was made from, by their paths.
-
-    Returns:
-        `method`, `scale` of each term by its name (null where it has none), `checkpoints`, and of
-        these the `guides`, which belong to the terms.
-    """
-    terms: Any = getattr(module, "guidance", None) or {}
-    guides = set(checkpoints_in(module.hparams.get("guidance")))
-    return {
-        "method": " + ".join(sorted(terms)) or "unguided",
-        "scale": {name: scale_of(term) for name, term in terms.items()},
-        "checkpoints": sorted(set(checkpoints.values())),
-        "guides": sorted({checkpoints[path] for path in guides}),
-    }
-
-
-def scale_of(term: Guidance) -> float | list[float] | None:
-    """What multiplies a term; one number for each row where they differ."""
-    found = None
-    while isinstance(term, Combinator):
-        if isinstance(term, Scaled):
-            own = torch.tensor(term.scales, dtype=torch.float64, device="cpu")
-            found = own if found is None else found * own
-        term = term.term
-    if found is None:
-        return None
-    scales: list[float] = found.tolist()
-    return scales[0] if len(scales) == 1 else scales

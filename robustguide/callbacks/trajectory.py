@@ -3,7 +3,7 @@
 Additive, so memory does not grow with the number of images, and processes just add.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -57,7 +57,7 @@ class Along:
 
     Args:
         measure: Whose number it is.
-        metric: Sums over the images.
+        metric: Sums over the images; null where features are read and not summed.
     """
 
     def __init__(self, measure: Measure, metric: Any) -> None:
@@ -69,16 +69,26 @@ class Along:
     def of(
         cls, protocol: Protocol, reference: Reference | None, levels: int, device: torch.device
     ) -> "Along | None":
-        """By the first measure of a protocol that is additive; null where none is."""
+        """By the first measure of a protocol that is additive; null where none is.
+
+        Args:
+            protocol: Of the measures.
+            reference: Of a distance; without it, features are read and not summed.
+            levels: Number of noise levels.
+            device: Of the sums, where it knows float64.
+        """
         for measure in protocol.measures if levels else ():
+            metric: MeanByNoise | FrechetByNoise | None = None
             if isinstance(measure, MeanCosine):
-                return cls(measure, MeanByNoise(levels).to(home_of_float64(device)))
-            if isinstance(measure, FrechetMeasure) and reference is not None:
-                moments = reference.moments[measure.layer]
-                return cls(measure, FrechetByNoise(moments, levels).to(home_of_float64(device)))
+                metric = MeanByNoise(levels)
+            elif not isinstance(measure, FrechetMeasure):
+                continue
+            elif reference is not None:
+                metric = FrechetByNoise(reference.moments[measure.layer], levels)
+            return cls(measure, metric and metric.to(home_of_float64(device)))
         return None
 
-    def update(
+    def read(
         self,
         extractor: Extractor,
         denoised: Float[Tensor, "l b c h w"],
@@ -86,8 +96,8 @@ class Along:
         size: int,
         finished: UInt8[Tensor, "b c h w"],
         layers: Mapping[str, Tensor],
-    ) -> None:
-        """Adds predicted clean images at all levels, which go through the extractor together.
+    ) -> list[Float[Tensor, "b d"]]:
+        """Features of predicted clean images, level by level; they are read together.
 
         Args:
             extractor: Reads them, rounded to bytes.
@@ -105,9 +115,12 @@ class Along:
         if fresh:
             read = features_of(extractor, torch.cat(fresh), y.repeat(len(fresh)), size)
             parts.insert(0, read[self.layer])
-        features = torch.cat(parts)
-        for level in range(levels):
-            self.metric.update(features[level * images : (level + 1) * images], level)
+        return list(torch.split(torch.cat(parts), images))
+
+    def add(self, features: Sequence[Float[Tensor, "b d"]]) -> None:
+        """Adds the features of a batch, one tensor a level."""
+        for level, each in enumerate(features):
+            self.metric.update(each, level)
 
     def compute(self) -> list[float]:
         """One for each level; all processes must ask."""

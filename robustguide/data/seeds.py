@@ -6,6 +6,7 @@ generator that i seeds, so neither the batch size nor the number of processes ch
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from robustguide.data.batches import LABELS, strided
 from robustguide.data.images import ImageSource, Samples
 from robustguide.data.loaders import each_has_one, place
 from robustguide.data.module import Classes
+from robustguide.data.parts import PartLoader, parts_in
 
 Seeds = tuple[Int[Tensor, " b"], Int[Tensor, " b"]]
 
@@ -105,6 +107,12 @@ class SeedData(Classes):
         labels: Rule for labels; without it, each class equally often.
         reference: Real images with which the generated ones are compared.
         reference_split: Which of their splits.
+        parts: Folder of the parts that other runs made of these images, see
+            `robustguide.data.parts`; a test then takes them in, in place of sampling.
+
+    Raises:
+        ValueError: For numbers that make no sense, labels that are no class's, and parts that do
+            not hold each image exactly once.
     """
 
     def __init__(
@@ -117,6 +125,7 @@ class SeedData(Classes):
         labels: Labels | None = None,
         reference: ImageSource | None = None,
         reference_split: str = "train",
+        parts: str | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("count", count), ("batch_size", batch_size)):
@@ -146,6 +155,7 @@ class SeedData(Classes):
                 f"labels must lie in 0..{num_classes - 1}."
             )
         self.reference_source, self.reference_split = reference, reference_split
+        self.parts = parts_in(Path(parts), self.indices) if parts is not None else None
 
     @property
     def reference(self) -> Samples | None:
@@ -156,7 +166,19 @@ class SeedData(Classes):
         """Lets a process have nothing to predict; there, none waits for another one's sums."""
         self.allow_zero_length_dataloader_with_multiple_devices = stage == "predict"
 
-    def test_dataloader(self) -> SeedLoader:
+    def test_dataloader(self) -> SeedLoader | PartLoader:
+        """All the numbers, or the parts that hold them.
+
+        Raises:
+            ValueError: For fewer images than processes, and parts in several processes.
+        """
+        if self.parts is None:
+            return self.seed_loader()
+        if (world := place(self.trainer)[1]) > 1:
+            raise ValueError(f"One process puts parts together, got {world}; set devices to 1.")
+        return PartLoader(self.parts)
+
+    def seed_loader(self) -> SeedLoader:
         """All the numbers."""
         each_has_one(len(self.indices), place(self.trainer)[1])
         return SeedLoader(self.indices, self.y, self.batch_size, self.trainer)
@@ -174,7 +196,7 @@ class SeedData(Classes):
                 f"In batches of one, {len(self.indices)} numbers cannot be shared evenly by "
                 f"{world} processes; set batch_size to 2 or more."
             )
-        return self.test_dataloader()
+        return self.seed_loader()
 
     def leave_out(self, done: Collection[int]) -> None:
         """Numbers of images that are there already, and that predictions need not make again."""

@@ -8,7 +8,7 @@ the order of the images' numbers, each image once, whoever wrote it and in howev
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import BinaryIO
 import torch
 from jaxtyping import Float, Int
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from robustguide.files import whole
@@ -101,6 +101,13 @@ class FeatureStore:
         digest = hashlib.sha256(numbers.numpy().astype("<i8").tobytes()).hexdigest()[:16]
         with whole(self.folder / f"chunk_{int(numbers[0]):012d}_{digest}.safetensors") as part:
             save_file(tensors, part)
+
+    def chunks(self) -> Iterator[tuple[Tensor, dict[str, Tensor], Tensor | None]]:
+        """What was added, in the order of the files' names: numbers, layers and labels."""
+        for chunk in sorted(self.folder.glob("chunk_*.safetensors")):
+            found = load_file(chunk)
+            layers = {k.removeprefix(LAYER): v for k, v in found.items() if k.startswith(LAYER)}
+            yield found["index"], layers, found.get("y")
 
     def finish(self) -> Stored:
         """Makes the chunks of all processes one file a layer; one process does so.

@@ -5,7 +5,7 @@ Counted on the host, as the calls are made, so that nothing waits for the device
 
 import inspect
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -56,6 +56,11 @@ class Evaluated:
     def add(self, name: str, rows: float) -> None:
         """Adds to a sum."""
         setattr(self, name, getattr(self, name) + rows)
+
+    def join(self, sums: Mapping[str, float]) -> None:
+        """Adds those of another run, by name."""
+        for name, rows in sums.items():
+            self.add(name, rows)
 
 
 @contextmanager

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from lightning import LightningModule
 from torch import Tensor
 
+from robustguide.data.parts import Part
 from robustguide.guidance import (
     AtDenoised,
     Guidance,
@@ -148,11 +149,15 @@ class Generation(LightningModule):
         with timed(self.evaluated, self.device, "decoding_seconds"):
             return from_pixels(self.codec.to_bytes(self.codec.decode(x_0)))
 
-    def test_step(self, batch: Seeds, batch_idx: int) -> dict[str, Tensor]:
+    def test_step(self, batch: Seeds | Part, batch_idx: int) -> dict[str, Any]:
         """As `generate`; and `denoised` (watched, b, c, h, w), `logits` (watched, b, k) of them.
 
-        Logits only with an observer, at the watched steps.
+        Logits only with an observer, at the watched steps. A part that another run made is handed
+        on to the callbacks, as `part`.
         """
+        if isinstance(batch, Part):
+            self.evaluated.join(batch.facts["evaluated"])
+            return {"part": batch}
         seen: list[Seen] = []
 
         def watch(step: Observation) -> None:
@@ -162,7 +167,7 @@ class Generation(LightningModule):
                 predicted = self.shown_to_observer(step)
                 seen.append(Seen(sigma, step.x, predicted, step.denoised.float()))
 
-        answer = self.generate(batch, watch)
+        answer: dict[str, Any] = self.generate(batch, watch)
         if self.reading is not None:
             answer["logits"] = self.read(self.reading, seen)
         denoised = [each.denoised for each in seen]

@@ -17,7 +17,7 @@ import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 from lightning import LightningDataModule
 
-from robustguide.callbacks.results import checkpoints_in
+from robustguide.callbacks.origin import checkpoints_in
 from robustguide.checkpoints import Specification, sha256_of
 from robustguide.checkpoints.specification import call
 from robustguide.guidance import (

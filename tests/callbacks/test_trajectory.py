@@ -45,7 +45,7 @@ def followed(sums, images, size, finished=None):
     for rows in (slice(0, 7), slice(7, 11)):
         pixels = to_pixels(images[0, rows] if finished is None else finished[rows])
         layers = features_of(Corners(), pixels, Y[rows], 11)
-        sums.update(extractor, images[:, rows], Y[rows], size, pixels, layers)
+        sums.add(sums.read(extractor, images[:, rows], Y[rows], size, pixels, layers))
     return extractor.rows
 
 
