@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import sys
 from importlib import import_module
 
@@ -18,13 +19,19 @@ HELPERS = {
     "cards": "published checkpoints that are known, and which are here",
     "fetch": "download a published checkpoint",
     "convert": "rewrite a published checkpoint as safetensors",
+    "prepare": "images as shards, resized once by a named recipe; or whether shards are whole",
     "encode": "write the latents of a data set as shards",
     "rank": "classifiers in the order of calibration and cost, before any is sampled with",
     "score": "numbers of samples by a named protocol, with intervals",
     "compare": "whether two scores differ by more than their seeds",
+    "cost": "FLOPs and hours of sampling or training, before anything is run",
     "reproduce": "a published result with fewer images, and whether it agrees",
     "stats": "statistics of real images by a named protocol, for samples to be compared with",
     "repack": "samples as a folder, an .npz file or shards",
+    "submit": "images in array tasks, or a sweep of trainings, on Slurm or here",
+    "work": "one task of what was submitted",
+    "status": "how far the tasks of a plan are, and which to send again",
+    "merge": "the images of all tasks as one result",
     "smooth": "accuracy of a classifier before and after ReLU becomes Softplus",
 }
 HELP = """usage: robustguide [--trust PACKAGE] COMMAND ...
@@ -114,8 +121,19 @@ def helped(command: str, words: list[str], packages: list[str]) -> object:
         return run(words)
 
 
+def guard(words: list[str]) -> None:
+    """Keeps SLURM's signal until a training can answer it.
+
+    Imports take seconds, in which the signal would end the process. It is not ignored: it would be
+    lost, and Lightning would set no handler. Threads that start from here on keep it blocked.
+    """
+    if "SLURM_JOB_ID" in os.environ and "fit" in words:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+
+
 def entry() -> None:
     """Runs a command; a fault of the input is one clear message and exit code 1."""
+    guard(sys.argv[1:])
     try:
         code = main()
     except KeyboardInterrupt:
@@ -132,7 +150,8 @@ def entry() -> None:
 
 def repair_of(error: Exception) -> str:
     """What the system's own messages leave out."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if full and "free space" not in str(error):
         return ". Free space there, or give another folder as trainer.default_root_dir."
     return ""
 
