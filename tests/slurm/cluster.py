@@ -83,11 +83,13 @@ class Cluster:
     def which(self, name: str) -> str | None:
         return shutil.which(name, path=self.environment["PATH"])
 
-    def run(self, *command: str, cwd: Path | None = None, **environment: str) -> str:
+    def run(
+        self, *command: str, cwd: Path | None = None, seconds: float = 30, **environment: str
+    ) -> str:
         """What a command prints; variables that are given are added to its environment."""
         variables = {**self.environment, **environment}
         done = subprocess.run(
-            command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=30
+            command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=seconds
         )
         assert done.returncode == 0, f"{command} ended with {done.returncode}: {done.stderr}"
         return done.stdout.strip()

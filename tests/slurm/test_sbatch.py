@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -117,6 +118,91 @@ def test_a_training_that_is_told_to_stop_is_requeued_and_resumes(cluster, send, 
     run = tmp_path / f"runs/robustguide-fit-{job}"
     assert (run / "hpc_ckpt_1.ckpt").is_file() and not (run / "hpc_ckpt_2.ckpt").exists()
     assert read_metadata(run / "classifier.safetensors").extra["steps"] == steps
+
+
+def is_guarded(run):
+    """Whether a training into this folder has begun, and blocks SLURM's signal."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_text().split("\0")
+            if "python" in words[0] and f"--trainer.default_root_dir={run}" in words:
+                (mask,) = re.findall(r"SigBlk:\s*(\w+)", (process / "status").read_text())
+                return bool(int(mask, 16) >> (signal.SIGUSR1 - 1) & 1)
+        except (OSError, ValueError):
+            pass  # it has ended
+    return False
+
+
+def until(is_true, log, seconds=60):
+    end = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < end, log()
+        time.sleep(0.05)
+
+
+def test_a_training_that_is_told_while_it_starts_is_requeued(cluster, send, tmp_path):
+    """The signal comes during the imports, long before anybody could answer it."""
+    job = send("fit.sbatch", *DIGITS, "--trainer.max_steps=50", options=["--job-name=early"])
+    until(lambda: is_guarded(f"runs/early-{job}"), lambda: log_of(tmp_path, job))
+    assert not first_steps(log_of(tmp_path, job))
+    cluster.run("scancel", "--signal=USR1", job)
+    described, log = cluster.wait(job), log_of(tmp_path, job)
+    assert (described["JobState"], described["Restarts"]) == ("COMPLETED", "1"), log
+    assert first_steps(log) == [0, 1], log
+    run = tmp_path / f"runs/early-{job}"
+    assert read_metadata(run / "classifier.safetensors").extra["steps"] == 50
+
+
+SAVING = {
+    "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+    "init_args": {"every_n_train_steps": 100},
+}
+
+
+def test_two_nodes_that_are_stopped_end_as_if_they_were_not(cluster, send, tmp_path):
+    """Told by SLURM's signal, and then killed without a word, on two nodes, joined by gloo."""
+    steps = 900
+    saving = f"--trainer.callbacks+={json.dumps(SAVING)}"
+    words = (*DIGITS, f"--trainer.max_steps={steps}", saving)
+    unbroken = send("fit.sbatch", *words, options=["--nodes=2"])
+    assert cluster.wait(unbroken)["JobState"] == "COMPLETED", log_of(tmp_path, unbroken)
+    job = send("fit.sbatch", *words, options=["--nodes=2"])
+    run = tmp_path / f"runs/robustguide-fit-{job}"
+
+    def saved(step):
+        return lambda: any(run.glob(f"checkpoints/*step={step}.ckpt"))
+
+    until(saved(200), lambda: log_of(tmp_path, job))
+    cluster.run("scancel", "--signal=USR1", job)
+    until(saved(600), lambda: log_of(tmp_path, job), 90)
+    cluster.run("scontrol", "requeue", job)  # TERM, which Lightning passes over, and KILL
+    described, log = cluster.wait(job), log_of(tmp_path, job)
+    assert (described["JobState"], described["Restarts"]) == ("COMPLETED", "2"), log
+    first, second, third = first_steps(log)
+    assert first == 0 and 200 <= second < 600 <= third < steps, log
+    one, other = (
+        tmp_path / f"runs/robustguide-fit-{each}/classifier.safetensors"
+        for each in (unbroken, job)
+    )
+    assert one.read_bytes() == other.read_bytes()
+    results = json.loads((run / "results.json").read_text())
+    assert results["run"]["resumed"]["step"] == third
+    assert results["run"]["resumed"]["data"].startswith("exact")
+
+
+def test_a_second_training_is_kept_out_of_the_folder(cluster, send, tmp_path):
+    """The job is told to stop when the other is in; that one is killed, and a third gets in."""
+    same = f"ALL,RUN_FOLDER={tmp_path}/runs/one"
+    options = [f"--export={same}"]
+    first = send("fit.sbatch", *DIGITS, "--trainer.max_steps=100000", options=options)
+    until(lambda: first_steps(log_of(tmp_path, first)), lambda: log_of(tmp_path, first))
+    second = send("fit.sbatch", *DIGITS, "--trainer.max_steps=20", options=options)
+    assert cluster.wait(second)["JobState"] == "FAILED"
+    assert f"(SLURM job {first})" in log_of(tmp_path, second)
+    cluster.run("scancel", "--signal=KILL", first)
+    assert cluster.wait(first)["JobState"] == "FAILED"
+    third = send("fit.sbatch", *DIGITS, "--trainer.max_steps=20", options=options)
+    assert cluster.wait(third)["JobState"] == "COMPLETED", log_of(tmp_path, third)
 
 
 def test_a_training_that_fails_is_a_job_that_fails(cluster, send, tmp_path):

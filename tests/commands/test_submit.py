@@ -1,0 +1,135 @@
+"""`robustguide submit`, `work`, `status` and `merge`, without Slurm."""
+
+import json
+import re
+import shutil
+
+import array_runs
+import pytest
+import tiny
+import yaml
+
+from robustguide.__main__ import main
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "sampling.yaml"
+    path.write_text(yaml.safe_dump(array_runs.measured()))
+    return str(path)
+
+
+def submit(tmp_path, *words):
+    return main(["submit", *words, "--folder", str(tmp_path / "array")])
+
+
+def test_what_would_be_sent_is_printed_and_nothing_written(config, tmp_path, capsys):
+    words = ["--num-samples=100", "--array=4%2", "--time=00:30:00", "--gres=gpu:1", "--print"]
+    more = ["--slurm", "mem=8G", "constraint=a100", "--modules", "cuda", "--account", "abc"]
+    assert submit(tmp_path, config, *words, *more) == 0
+    said = capsys.readouterr().out
+    sample, merge = said.split("# --- ")[1:3]
+    for line in ("time=00:30:00", "gres=gpu:1", "mem=8G", "constraint=a100", "account=abc"):
+        assert f"#SBATCH --{line}\n" in sample
+    assert "#SBATCH --account=abc\n" in merge and "gres" not in merge and "module load cuda" in merge
+    assert "4 tasks; then" in said and "chunks of 8" in said
+    folder = tmp_path / "array"
+    commands = [line for line in said.splitlines() if line.startswith("sbatch --parsable")]
+    assert commands[0].endswith(f"--array=0-3%2 --output={folder}/logs/%A_%a.out "
+                                f"{folder}/sample_array.sbatch {folder}")  # fmt: skip
+    assert "--dependency=afterany:JOB" in commands[1] and "merge.sbatch" in commands[1]
+    assert not folder.exists()
+
+
+def test_a_training_names_nodes_and_devices_once(tmp_path, capsys):
+    path = tmp_path / "fit.yaml"
+    path.write_text(yaml.safe_dump(tiny.classification()))
+    words = ["--set", "trainer.devices=4", "trainer.num_nodes=2", "trainer.accelerator=gpu"]
+    sweep = ["--sweep", "model.optimizer.lr=0.1,0.01", "--print"]
+    assert submit(tmp_path, "fit", str(path), *words, *sweep) == 0
+    said = capsys.readouterr().out
+    for line in ("nodes=2", "ntasks-per-node=4", "gpus-per-node=4"):
+        assert len(re.findall(rf"^#SBATCH --{line}$", said, re.M)) == 1, line
+    assert "--array=0-1 " in said and "fit.sbatch" in said
+    with pytest.raises(ValueError, match=r"trainer\.devices is 'auto'; .*--set trainer\.devices=4"):
+        submit(tmp_path, "fit", str(path), "--set", "trainer.devices=auto", "--print")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], r"--num-samples is 0"),
+        (["--num-samples=8", "--array=0-3"], r"--array is '0-3'; expected a number of tasks"),
+        (["--num-samples=8", "--chunk=6"], r"multiple of data\.batch_size, 4"),
+        (["--num-samples=8", "--set", "data.count=3"], "data.count is set by --num-samples"),
+        (["--num-samples=8", "--local=0"], "--local is 0"),
+        (["--num-samples=8", "--templates=/nowhere"], r"/nowhere/sample_array\.sbatch is not"),
+        (["--num-samples=8", "--set", "model.denoiser={class_path: robustguide.checkpoints."
+          "load_denoiser, init_args: {path: gone.safetensors}}"], r"gone\.safetensors is not there"),
+    ],
+)  # fmt: skip
+def test_wrong_input(config, tmp_path, words, said):
+    with pytest.raises((ValueError, OSError), match=said):
+        submit(tmp_path, config, *words)
+
+
+def test_a_configuration_that_is_wrong(config, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        submit(tmp_path, config, "--num-samples=8", "--set", "model.wached_steps=3")
+    assert "did you mean" in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError, match=r"nothing\.yaml is not there"):
+        submit(tmp_path, "nothing.yaml", "--num-samples=8")
+    with pytest.raises(ValueError, match="Name a configuration"):
+        submit(tmp_path, "fit")
+
+
+@pytest.mark.check
+def test_a_sweep_here_is_the_runs_one_by_one(config, tmp_path, capsys):
+    """Two settings in three tasks; then what was lost is made again, and nothing else."""
+    folder = tmp_path / "array"
+    words = ["--num-samples=20", "--array=3", "--chunk=8", "--local=2", "--first=8"]
+    sweep = ["--sweep", "model.sampler.clip=1.0,2.0"]
+    assert submit(tmp_path, config, *words, *sweep) == 0
+    whole = {}
+    for clip in ("1.0", "2.0"):
+        run = tmp_path / f"whole{clip}"
+        options = ("--data.count=20", "--data.first=8", f"--model.sampler.clip={clip}")
+        tiny.run(run, "test", array_runs.measured(), *options)
+        whole[clip] = array_runs.found(run)
+        array_runs.same(array_runs.found(folder / f"clip={clip}"), whole[clip])
+    assert whole["1.0"]["metrics"] != whole["2.0"]["metrics"]
+    assert json.loads((folder / "merged.json").read_text()).keys() == {"clip=1.0", "clip=2.0"}
+    assert (folder / "merged.md").read_text().count("| clip=") == 2
+    capsys.readouterr()
+    assert main(["status", str(folder)]) == 0 and "3 done" in capsys.readouterr().out
+
+    lost = folder / "clip=1.0/parts/000000000016"
+    kept = (folder / "clip=1.0/parts/000000000008/part.json").stat().st_mtime_ns
+    shutil.rmtree(lost)
+    assert main(["status", str(folder)]) == 1
+    said = capsys.readouterr().out
+    assert "To send again: --array=0" in said and "12 of 20 images" in said
+    assert main(["merge", str(folder)]) == 1
+    said = capsys.readouterr().err
+    assert "1 of 6 units" in said and "clip=1.0/000000000016" in said and "--array=0 " in said
+    assert submit(tmp_path, config, *words, *sweep) == 0
+    assert (folder / "clip=1.0/parts/000000000008/part.json").stat().st_mtime_ns == kept
+    array_runs.same(array_runs.found(folder / "clip=1.0"), whole["1.0"])
+    with pytest.raises(ValueError, match=r"holds another plan, which differs in chunk"):
+        submit(tmp_path, config, *words, *sweep, "--chunk=4")
+    with pytest.raises(ValueError, match="no task 3 in"):
+        main(["work", str(folder), "3"])
+
+
+@pytest.mark.check
+def test_a_chunk_that_fails_is_told_and_its_task_fails(config, tmp_path, capsys):
+    """A level that the sampler has not is only seen when a chunk is made."""
+    words = ["--num-samples=8", "--array=2", "--local=2", "--set", "model.watched_steps=[1000.0]"]
+    assert submit(tmp_path, config, *words) == 1
+    said = capsys.readouterr().err
+    assert "task 0: " in said and "task 1: " in said and "watched_steps must be" in said
+    assert main(["status", str(tmp_path / "array")]) == 1
+    said = capsys.readouterr().out
+    assert "2 failed" in said and "--array=0-1" in said and "0 of 8 images" in said
+    assert not list(tmp_path.glob("array/all/parts/*")), "a chunk that failed left something"
+    assert not list(tmp_path.glob("array/all/parts/.*"))

@@ -1,0 +1,94 @@
+"""Images in an array on a real Slurm whose tasks are killed, requeued and cancelled."""
+
+import json
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+
+import array_runs
+import pytest
+import tiny
+import yaml
+from slurm.cluster import Cluster
+
+from robustguide.data.generated import open_samples
+
+pytestmark = pytest.mark.check
+COUNT, STEPS = 64, 200
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with Cluster() as running:
+        yield running
+
+
+@pytest.fixture
+def command(cluster, tmp_path):
+    """`robustguide` from a folder like a clone of the repository."""
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    own = str(Path(sys.executable).parent)
+    path = ":".join(place for place in os.environ["PATH"].split(":") if place != own)
+
+    def run(*words):
+        settings = {"PATH": path, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+        program = f"{tmp_path}/.venv/bin/robustguide"
+        return cluster.run(program, *words, cwd=tmp_path, seconds=120, **settings)
+
+    return run
+
+
+def until(is_true, what, seconds=120):
+    end = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < end, what()
+        time.sleep(0.2)
+
+
+def sent(said):
+    """Numbers of the array and of the merge."""
+    return re.search(r"as job (\d+), the merge as (\d+)", said).groups()
+
+
+def test_a_killed_a_requeued_and_a_cancelled_task(cluster, command, tmp_path):
+    """Eight tasks, two at a time; the result is that of one run in one process."""
+    (tmp_path / "sampling.yaml").write_text(yaml.safe_dump(array_runs.measured(steps=STEPS)))
+    plan = tmp_path / "plan"
+    words = ["submit", "sampling.yaml", f"--num-samples={COUNT}", "--array=8%2", "--chunk=4"]
+    array, merge = sent(command(*words, "--folder=plan"))
+
+    def logs():
+        return "\n".join(f"{f}: {f.read_text()[-3000:]}" for f in plan.glob("logs/*"))
+
+    def under_way(task):
+        units = (2 * task * 4, (2 * task + 1) * 4)
+        return any(list(plan.glob(f"all/parts/.{unit:012d}.task{task}.*.part")) for unit in units)
+
+    until(lambda: under_way(0) and under_way(1), logs)
+    cluster.run("scancel", f"{array}_5")
+    cluster.run("scontrol", "requeue", f"{array}_1")
+    os.kill(json.loads((plan / "tasks/0.json").read_text())["pid"], signal.SIGKILL)
+    for task in range(8):
+        state = {0: "FAILED", 5: "CANCELLED"}.get(task, "COMPLETED")
+        found = cluster.wait(f"{array}_{task}", 200, state)
+        assert found["Restarts"] == ("1" if task == 1 else "0"), logs()
+
+    refused = cluster.wait(merge)
+    text = (plan / f"logs/merge_{merge}.out").read_text()
+    assert refused["JobState"] == "FAILED" and "--array=0,5 " in text, text
+    assert not (plan / "all/results.json").exists()
+
+    again, merge = sent(command(*words, "--folder=plan"))
+    assert cluster.wait(merge, 200)["JobState"] == "COMPLETED", logs()
+    assert {cluster.job(f"{again}_{task}")["JobState"] for task in (0, 5)} == {"COMPLETED"}
+    assert "8 done" in command("status", "plan")
+
+    tiny.run(tmp_path / "whole", "test", array_runs.measured(COUNT, STEPS))
+    array_runs.same(array_runs.found(plan / "all"), array_runs.found(tmp_path / "whole"))
+    samples = open_samples(plan / "all/samples")
+    numbers = [number for batch in samples.batches(100) for number in batch.index.tolist()]
+    assert numbers == list(range(COUNT))
+    assert not list(plan.glob("all/parts/.*"))  # what killed tasks left is gone
