@@ -19,8 +19,8 @@ from torchmetrics import Metric
 
 from robustguide.callbacks.origin import facts, origin, seeds
 from robustguide.data.generated import Bytes, Generated, write_samples
-from robustguide.data.parts import FACTS, SAMPLES, STATE
-from robustguide.files import whole
+from robustguide.data.parts import SAMPLES, STATE
+from robustguide.files import PART, whole
 from robustguide.interfaces import to_pixels
 from robustguide.machine.memory import peak_memory
 
@@ -95,7 +95,7 @@ class PartWriter(Callback):
             "peak_memory_kind": kind,
             **made_from,
         }
-        with whole(folder / FACTS) as part:
+        with whole(folder / PART) as part:
             part.write_text(json.dumps(told, indent=1))
         self.seen = []
 

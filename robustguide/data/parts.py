@@ -14,8 +14,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from robustguide.data.errors import DataError
+from robustguide.files import PART
 
-FACTS, STATE, SAMPLES = "part.json", "state.safetensors", "samples.tar"
+STATE, SAMPLES = "state.safetensors", "samples.tar"
 SHOWN = 5  # numbers that an error lists
 
 
@@ -38,7 +39,7 @@ class Part:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            self.facts: dict[str, Any] = json.loads((folder / FACTS).read_text())
+            self.facts: dict[str, Any] = json.loads((folder / PART).read_text())
             self.first, self.count = int(self.facts["first"]), int(self.facts["count"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(

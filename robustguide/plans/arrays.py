@@ -18,8 +18,7 @@ from typing import Any
 
 import yaml
 
-from robustguide.data.parts import FACTS
-from robustguide.files import whole
+from robustguide.files import PART, whole
 
 FILE, VERSION = "plan.json", 1
 # Options of the plan, which another value would contradict.
@@ -63,7 +62,7 @@ class Unit:
     @property
     def is_done(self) -> bool:
         """Whether nothing is left to do."""
-        return (self.folder / (FACTS if self.numbers else "results.json")).is_file()
+        return (self.folder / (PART if self.numbers else "results.json")).is_file()
 
 
 @dataclass(frozen=True)

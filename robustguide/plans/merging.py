@@ -11,7 +11,7 @@ from robustguide.data.parts import SAMPLES
 from robustguide.files import whole
 from robustguide.plans.arrays import Plan, Setting, ranges
 from robustguide.plans.jobs import Job, run_jobs
-from robustguide.plans.tasks import PART, is_alive
+from robustguide.plans.tasks import UNDER_WAY, is_alive
 from robustguide.report.ablation import markdown
 from robustguide.report.page import Table
 
@@ -95,8 +95,8 @@ def shelve(plan: Plan, setting: Setting) -> None:
             place = shelf / f"{unit.folder.name}.tar"
             if not place.exists():
                 link(unit.folder / SAMPLES, place)
-    for left in plan.parts(setting).glob(f".*{PART}"):
-        if not is_alive(left.name.removesuffix(PART).partition(".task")[2].partition(".")[2]):
+    for left in plan.parts(setting).glob(f".*{UNDER_WAY}"):
+        if not is_alive(left.name.removesuffix(UNDER_WAY).partition(".task")[2].partition(".")[2]):
             shutil.rmtree(left, ignore_errors=True)
 
 

@@ -16,7 +16,7 @@ from robustguide.plans.jobs import Job, run_jobs
 
 BEAT = 10.0  # seconds between two signs of life
 LOST = 300.0  # seconds without one, after which a task counts as lost
-PART = ".part"
+UNDER_WAY = ".part"
 
 
 class Life:
@@ -113,10 +113,10 @@ def claimed(unit: Unit, plan: Plan, task: int) -> Iterator[Path]:
     unit.folder.parent.mkdir(parents=True, exist_ok=True)
     mine = f".{unit.folder.name}.task{task}."
     owner = f"{socket.gethostname()}.{os.getpid()}"
-    for left in unit.folder.parent.glob(f"{mine}*{PART}"):
-        if not is_alive(left.name.removeprefix(mine).removesuffix(PART)):
+    for left in unit.folder.parent.glob(f"{mine}*{UNDER_WAY}"):
+        if not is_alive(left.name.removeprefix(mine).removesuffix(UNDER_WAY)):
             shutil.rmtree(left, ignore_errors=True)
-    folder = unit.folder.with_name(f"{mine}{owner}{PART}")
+    folder = unit.folder.with_name(f"{mine}{owner}{UNDER_WAY}")
     shutil.rmtree(folder, ignore_errors=True)
     try:
         yield folder
