@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from robustguide.checkpoints import Specification
@@ -136,7 +137,8 @@ class Reader:
         with torch.set_grad_enabled(self.view.needs_graph):
             images = self.view.point(step)
         y = torch.zeros(len(images), dtype=torch.long)
-        with FlopCounterMode(display=False) as counter:
+        # the counter knows no attention of the CPU in one piece, which would count nothing
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             gradient = score(ask, images, step.sigma, y, self.objective)
             self.view.pull(step, gradient)
         return self.evaluations * int(counter.get_total_flops())

@@ -52,6 +52,11 @@ class Line(Classifier):
     def forward(self, x, sigma):
         return self.net(x.flatten(1)) * (float("nan") if self.bad else 1)
 
+class Attentive(Line):
+    def forward(self, x, sigma):
+        h = x.reshape(len(x), 1, 2, 1).repeat(1, 1, 1, 4)  # two tokens of four features
+        return self.net(nn.functional.scaled_dot_product_attention(h, h, h)[:, 0, :, 0])
+
 class Rows(Samples):
     def __init__(self, count):
         super().__init__((1, 1, 2), 3)
@@ -107,6 +112,8 @@ def own(tmp_path_factory):
         for name, bad in (("line", False), ("broken", True)):
             line = {"class_path": "my_plane.Line", "init_args": {"bad": bad}}
             written(folder / f"{name}.safetensors", line)
+        attentive = {"class_path": "my_plane.Attentive", "init_args": {}}
+        written(folder / "attentive.safetensors", attentive)
         source = {"class_path": "my_plane.Plane"}
         data = {"class_path": "robustguide.data.Images", "init_args": {"source": source}}
         data["init_args"]["eval_batch_size"] = 1000
@@ -189,6 +196,13 @@ def test_cost_is_counted_by_hand(own, tmp_path):
     entry = results(tmp_path)[1]["line"]
     assert entry["flops"] == 2 * 2 * 3 + 2 * 2 * 3  # a product of 2 x 3, forward and backward
     assert entry["parameters"] == 9
+
+
+def test_attention_counts_as_its_matrix_products(own, tmp_path):
+    """Two products of 2 x 2 x 4 forward; backward, for queries, keys and values, twice as many."""
+    main(words(own, tmp_path, "attentive", **{"data.source.count": 50}))
+    entry = results(tmp_path)[1]["attentive"]
+    assert entry["flops"] == 2 * 2 * 3 + 2 * 2 * 3 + 3 * 2 * (2 * 2 * 2 * 4)
 
 
 def test_a_classifier_without_numbers_is_named(own, tmp_path):
