@@ -125,9 +125,10 @@ def guard(words: list[str]) -> None:
     """Keeps SLURM's signal until a training can answer it.
 
     Imports take seconds, in which the signal would end the process. It is not ignored: it would be
-    lost, and Lightning would set no handler. Threads that start from here on keep it blocked.
+    lost, and Lightning would set no handler. Threads that start from here on keep it blocked, and
+    so does the training that a task of a plan becomes.
     """
-    if "SLURM_JOB_ID" in os.environ and "fit" in words:
+    if "SLURM_JOB_ID" in os.environ and {"fit", "work"} & set(words):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
 
 
@@ -150,7 +151,8 @@ def entry() -> None:
 
 def repair_of(error: Exception) -> str:
     """What the system's own messages leave out."""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    full = isinstance(error, OSError) and error.errno in numbers
     if full and "free space" not in str(error):
         return ". Free space there, or give another folder as trainer.default_root_dir."
     return ""

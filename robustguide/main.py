@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NoReturn
@@ -11,8 +12,10 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import set_parsing_settings
 from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, Checkpoint, WeightAveraging
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.cli import (
     ArgsType,
     LightningArgumentParser,
@@ -21,10 +24,13 @@ from lightning.pytorch.cli import (
 )
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from robustguide.callbacks import Export, Progress, ReportCards, Results
+from robustguide.callbacks import Export, Progress, ReportCards, Requeue, Results
+from robustguide.callbacks.saving import WholeCheckpoints, remove_parts
 from robustguide.complaints import explain, innermost
-from robustguide.files import whole
+from robustguide.files import alone, whole
 from robustguide.samplers import Sampler
+
+NOTE = "slurm_job"  # in a run folder: whose it is
 
 
 class Parser(LightningArgumentParser):
@@ -129,7 +135,22 @@ class CommandLine(LightningCLI):
             self.trainer_defaults["callbacks"] = shown
         trainer = super().instantiate_trainer(**kwargs)
         trainer.callbacks.sort(key=turn)  # type: ignore[attr-defined]  # set by a connector
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeCheckpoints()
         return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Keeps other runs out of the folder; the first process does so for all of its run."""
+        root = self.trainer.default_root_dir
+        with alone(root) if self.trainer.is_global_zero else nullcontext():
+            super()._run_subcommand(subcommand)
+
+    def fit(self, **kwargs: Any) -> None:
+        """Goes on where a requeued job was, whatever checkpoint its first start was given."""
+        if self.trainer.is_global_zero:
+            remove_parts(checkpoint_folders(self.trainer))
+        saved = latest(self.trainer)
+        self.trainer.fit(**kwargs | ({"ckpt_path": str(saved)} if saved else {}))
 
     def predict(self, **kwargs: Any) -> None:
         """Keeps no images in memory, which callbacks have written."""
@@ -140,8 +161,11 @@ class CommandLine(LightningCLI):
         claim(Path(self.trainer.default_root_dir))
 
     def before_validate(self) -> None:
-        """See `refuse_requeued`."""
+        """See `refuse_requeued`; nor does an evaluation save such a checkpoint itself."""
         refuse_requeued(Path(self.trainer.default_root_dir))
+        connector: Any = self.trainer._accelerator_connector
+        if isinstance(connector.cluster_environment, SLURMEnvironment):
+            connector.cluster_environment.auto_requeue = False
 
     before_test = before_predict = before_validate
 
@@ -149,9 +173,35 @@ class CommandLine(LightningCLI):
 def turn(callback: Callback) -> int:
     """What measures comes before EMA, which puts raw weights back; what saves comes after it.
 
-    A checkpoint saved before EMA has averaged a step would lack that step for ever.
+    A checkpoint saved before EMA has averaged a step would lack that step for ever; one that was
+    saved before a job is requeued is not due again after it.
     """
-    return isinstance(callback, WeightAveraging) + 2 * isinstance(callback, Checkpoint)
+    is_average, is_saved = isinstance(callback, WeightAveraging), isinstance(callback, Checkpoint)
+    return is_average + 2 * is_saved + 3 * isinstance(callback, Requeue)
+
+
+def checkpoint_folders(trainer: Trainer) -> list[Path]:
+    """The run folder, and those in it that callbacks save into."""
+    root = Path(trainer.default_root_dir).absolute()
+    named = [c.dirpath for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    folders = {root / "checkpoints", *(Path(each).absolute() for each in named if each)}
+    return [root, *(folder for folder in folders if root in folder.parents)]
+
+
+def latest(trainer: Trainer) -> Path | None:
+    """The newest checkpoint that former starts of this SLURM job left, for whatever reason.
+
+    Null for a job that starts the first time.
+    """
+    root, *folders = checkpoint_folders(trainer)
+    note = root / NOTE
+    if not int(os.environ.get("SLURM_RESTART_COUNT") or 0) or not note.is_file():
+        return None
+    found = [*root.glob("hpc_ckpt_*.ckpt")]
+    found += [path for folder in folders for path in folder.glob("*.ckpt")]
+    times = {path: path.stat().st_mtime_ns for path in found}
+    began = note.stat().st_mtime_ns  # what is older is another run's
+    return max((p for p in found if times[p] >= began), key=times.__getitem__, default=None)
 
 
 def refuse_requeued(root: Path) -> None:
@@ -180,7 +230,7 @@ def claim(root: Path) -> None:
     if job is None:
         return
     identity = f"{job}_{os.environ.get('SLURM_ARRAY_TASK_ID', '')}"
-    note = root / "slurm_job"
+    note = root / NOTE
     owner = note.read_text() if note.is_file() else None
     found = sorted(root.glob("hpc_ckpt_*.ckpt"))
     if found and owner != identity:
@@ -226,7 +276,7 @@ def run(args: list[str] | None = None) -> LightningCLI:
             trainer_defaults={
                 "inference_mode": False,  # attacks and guidance take gradients in evaluation
                 "use_distributed_sampler": False,  # the data modules divide by process themselves
-                "callbacks": [Progress(), ReportCards(), Export(), Results()],
+                "callbacks": [Progress(), ReportCards(), Export(), Results(), Requeue()],
             },
             save_config_callback=SaveConfig,
             save_config_kwargs={"save_to_log_dir": False},

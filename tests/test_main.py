@@ -3,6 +3,8 @@
 import contextlib
 import math
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -19,11 +21,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from robustguide import __main__ as door
 from robustguide import load_classifier
 from robustguide.__main__ import main, trusted_packages
-from robustguide.callbacks import EMA, Export, ReportCards, Results
+from robustguide.callbacks import EMA, Export, ReportCards, Requeue, Results
 from robustguide.checkpoints import trusting
 from robustguide.data import Digits
 from robustguide.guidance import Guidance
-from robustguide.main import Parser, turn
+from robustguide.main import Parser, latest, turn
 from robustguide.samplers import Sampler
 from robustguide.samplers.seeds import mixed
 
@@ -207,9 +209,9 @@ def test_a_command_without_a_folder_or_a_bar(runs, tmp_path, monkeypatch, capsys
 
 
 def test_what_measures_comes_first_and_what_saves_comes_last():
-    callbacks = [ModelCheckpoint(), EMA(0.9), ReportCards(), Export(), Results()]
+    callbacks = [Requeue(), ModelCheckpoint(), EMA(0.9), ReportCards(), Export(), Results()]
     order = [type(callback).__name__ for callback in sorted(callbacks, key=turn)]
-    assert order == ["ReportCards", "Export", "Results", "EMA", "ModelCheckpoint"]
+    assert order == ["ReportCards", "Export", "Results", "EMA", "ModelCheckpoint", "Requeue"]
 
 
 NETWORK = """
@@ -284,6 +286,84 @@ def test_a_training_continues_its_own_job_and_no_other(slurm, monkeypatch):
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     with pytest.raises(ValueError, match=r"hpc_ckpt_1.ckpt of SLURM job 100_2.* job 100_3"):
         tiny.run(slurm, "fit", config)
+
+
+def test_a_run_folder_serves_one_run_at_a_time(runs, tmp_path):
+    """Another process is in it; that it writes the same files is what matters, not the command."""
+    hold = "import sys; from robustguide.files import alone\nwith alone(sys.argv[1]): input(0)"
+    path = runs / "classifier/classifier.safetensors"
+    model = {"init_args": {"classifier": tiny.loaded("classifier", path)}}
+    config = tiny.merged(tiny.classification(), {"model": model})
+    command = [sys.executable, "-c", hold, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.read(1) == b"0"
+        for command in ("fit", "validate", "test"):
+            with pytest.raises(ValueError, match=rf"in use by process {other.pid} on .*"):
+                tiny.run(tmp_path / "run", command, config)
+        assert os.listdir(tmp_path / "run") == ["lock"]
+        other.communicate(b"\n")
+    tiny.run(tmp_path / "run", "test", config)
+
+
+def test_a_requeued_job_goes_on_from_its_newest_checkpoint(slurm, monkeypatch):
+    """SLURM's signal left one, and the clock a later one, before the job was killed."""
+    saving = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"}
+    saving["init_args"] = {"every_n_train_steps": 1}
+    trainer = {"max_steps": 2, "callbacks": [saving]}
+    config = tiny.merged(tiny.classification(), {"trainer": trainer})
+    (slurm / "checkpoints").mkdir(parents=True)
+    (slurm / "checkpoints/another.ckpt").write_bytes(b"of a run that was here before")
+    cli = tiny.run(slurm, "fit", config)
+    os.utime(slurm / "checkpoints/another.ckpt", (1, 1))
+    cli.trainer.save_checkpoint(slurm / "hpc_ckpt_1.ckpt")
+    assert latest(cli.trainer) is None  # of a job that is started the first time
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    assert latest(cli.trainer) == slurm / "hpc_ckpt_1.ckpt"
+    (periodic,) = slurm.glob("checkpoints/epoch*.ckpt")
+    later = (slurm / "hpc_ckpt_1.ckpt").stat().st_mtime + 1
+    os.utime(periodic, (later, later))
+    part = slurm / "checkpoints/.a.checkpoint.part"
+    part.touch()
+    again = tiny.run(slurm, "fit", tiny.merged(config, {"trainer": {"max_steps": 5}}))
+    assert again.trainer.ckpt_path == str(periodic) and again.trainer.global_step == 5
+    assert not part.exists()
+    for path in slurm.rglob("*.ckpt"):
+        os.utime(path, (1, 1))
+    assert latest(cli.trainer) is None  # all are older than this job
+
+
+def test_an_evaluation_is_not_requeued(slurm, runs):
+    """It would leave a checkpoint, which nobody may take up."""
+    path = runs / "classifier/classifier.safetensors"
+    model = {"init_args": {"classifier": tiny.loaded("classifier", path)}}
+    cli = tiny.run(slurm, "test", tiny.merged(tiny.classification(), {"model": model}))
+    assert cli.trainer._accelerator_connector.cluster_environment.auto_requeue is False
+
+
+@pytest.mark.parametrize(
+    ("words", "job", "is_kept"),
+    [("fit --config a", "7", True), ("--trust b fit", "7", True), ("test", "7", False),
+     ("fit", None, False)],
+)  # fmt: skip
+def test_the_signal_is_kept_while_a_training_starts(words, job, is_kept):
+    """Neither lost nor deadly; a thread that begins meanwhile does not get it either."""
+    code = (
+        "import os, signal, sys, threading; from robustguide.__main__ import guard\n"
+        "guard(sys.argv[1:])\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "masks = []\n"
+        "thread = threading.Thread(target=lambda: masks.append(signal.pthread_sigmask(0, [])))\n"
+        "thread.start(); thread.join()\n"
+        "assert signal.SIGUSR1 in masks[0]\n"
+        "told = []; signal.signal(signal.SIGUSR1, lambda *_: told.append(1))\n"
+        "signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1]); assert told; print('kept')"
+    )
+    outside = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")}
+    environment = outside | ({"SLURM_JOB_ID": job} if job else {})
+    command = [sys.executable, "-c", code, *words.split()]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    expected = (0, "kept\n") if is_kept else (-signal.SIGUSR1, "")
+    assert (done.returncode, done.stdout) == expected, done.stderr
 
 
 def test_terms_inside_terms_are_read_once():

@@ -8,6 +8,7 @@ from robustguide.callbacks.progress import Progress
 from robustguide.callbacks.quality import Quality
 from robustguide.callbacks.report_card import ReportCards
 from robustguide.callbacks.reporting import Reporting
+from robustguide.callbacks.requeue import Requeue
 from robustguide.callbacks.results import Results
 from robustguide.callbacks.samples import ClassAccuracy, SampleGrid, SampleWriter
 
@@ -20,6 +21,7 @@ __all__ = [
     "Quality",
     "ReportCards",
     "Reporting",
+    "Requeue",
     "Results",
     "SampleGrid",
     "SampleWriter",

@@ -12,8 +12,10 @@ from typing import Any
 import yaml
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_info
 from torch import distributed
 
+from robustguide.callbacks.data_history import resumed, summed
 from robustguide.callbacks.origin import checkpoints_in
 from robustguide.callbacks.reporting import Reporting, callbacks_of, run_folder
 from robustguide.checkpoints import sha256_of
@@ -28,10 +30,17 @@ class Results(Callback):
 
     def __init__(self) -> None:
         self.started = 0.0
+        self.resumed: dict[str, Any] | None = None
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         """Starts the clock."""
         self.started = time.perf_counter()
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Notes where training goes on, and how near its data come to an unbroken run's."""
+        if trainer.global_step:
+            self.resumed = resumed(trainer)
+            rank_zero_info(f"Resumed at step {trainer.global_step}; data: {self.resumed['data']}.")
 
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         """Writes the file; here, since a process without images to predict does not end its loop.
@@ -39,13 +48,17 @@ class Results(Callback):
         A prediction that found all images there leaves the file of the run that made them.
         """
         cost = cost_of(trainer, module)  # all processes tell theirs
+        data: Any = getattr(trainer, "datamodule", None)
+        bad_shards = None
+        if hasattr(data, "bad_shards"):
+            bad_shards = summed(of_all(trainer, data.bad_shards))
         if not trainer.is_global_zero or cost is None:
             return
         reports: list[Any] = [c for c in callbacks_of(trainer) if isinstance(c, Reporting)]
         if hasattr(module, "metrics") and hasattr(module, "curves"):
             reports.append(module)  # one that measures something itself, as `Combination`
         results = {
-            "run": provenance(trainer, stage),
+            "run": provenance(trainer, stage) | {"resumed": self.resumed},
             "metrics": {
                 name: value for report in reports for name, value in report.metrics.items()
             },
@@ -55,6 +68,7 @@ class Results(Callback):
                 "steps": trainer.global_step,
                 **cost,
             },
+            **({} if bad_shards is None else {"bad_shards": bad_shards}),
         }
         with whole(run_folder(trainer) / "results.json") as part:
             part.write_text(json.dumps(finite(results), indent=1, allow_nan=False))

@@ -7,8 +7,9 @@ from robustguide.data.folder import Folder
 from robustguide.data.held_out import HeldOut
 from robustguide.data.images import ImageSource, Samples, Split
 from robustguide.data.latents import ENCODING, LatentShards
-from robustguide.data.manifest import Encoding, Manifest, index_shards, write_shards
+from robustguide.data.manifest import Encoding, Manifest, index_shards
 from robustguide.data.module import Images
+from robustguide.data.prepare import ImageWriter, write_shards
 from robustguide.data.seeds import Balanced, Labels, Listed, Random, SeedData
 from robustguide.data.shards import ShardImages
 from robustguide.data.sources import Digits, FashionMNIST
@@ -26,6 +27,7 @@ __all__ = [
     "Folder",
     "HeldOut",
     "ImageSource",
+    "ImageWriter",
     "Images",
     "Labels",
     "LatentShards",

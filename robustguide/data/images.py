@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from robustguide.data.crops import Augment, center_crop
-from robustguide.data.errors import DataError
+from robustguide.data.errors import DataError, Unreadable
 from robustguide.data.splits import SPLITS
 
 Sample = tuple[Tensor, int, int]
@@ -70,6 +70,14 @@ class Split(Samples):
     @abstractmethod
     def describe(self, index: int) -> str:
         """Names the image in an error."""
+
+    def key(self, index: int) -> str:
+        """Names the image wherever the data set lies."""
+        return self.describe(index)
+
+    def listed(self, index: int) -> str:
+        """All that tells whether a list of the images is still the same."""
+        return self.key(index)
 
     def read(self, index: int, crop: Crop) -> Sample:
         """The sample, cut out by `crop`."""
@@ -203,18 +211,18 @@ def read_image(file: Path | io.BytesIO, name: object) -> Image.Image:
         name: Names the image in the error.
 
     Raises:
-        DataError: If it cannot be decoded, or has more than eight bits a channel.
+        Unreadable: If it cannot be decoded, or has more than eight bits a channel.
     """
     try:
         with Image.open(file) as image:
             image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(
+        raise Unreadable(
             f"Cannot read the image {name}: {error}. Delete it or save it again in a format "
             "that Pillow reads."
         ) from error
     if image.mode.startswith("I"):
-        raise DataError(
+        raise Unreadable(
             f"The image {name} has more than 8 bits a channel; save it again with 8 bits."
         )
     return image

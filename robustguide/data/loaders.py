@@ -4,8 +4,10 @@ Lightning takes them as they are: it puts no distributed sampler into what is no
 loader, whatever `use_distributed_sampler` says.
 """
 
+import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -169,7 +171,7 @@ def load(
         num_workers=num_workers,
         collate_fn=as_it_is,  # the data sets make batches themselves
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=ignore_requeue_signal,
+        worker_init_fn=partial(begin, os.getpid()),
         # Otherwise making an iterator draws from the global generator, and a resumed run differs.
         generator=torch.Generator(),
     )
@@ -187,6 +189,17 @@ def load(
 def as_it_is(batch: Any) -> Any:
     """The batch."""
     return batch
+
+
+def begin(starter: int, worker: int) -> None:
+    """What a worker process does first.
+
+    It ends where the process that started it has been killed meanwhile: PyTorch watches over that
+    one only from now on, and would take whatever adopted the worker for it, for ever.
+    """
+    ignore_requeue_signal(worker)
+    if os.getppid() != starter:
+        os._exit(1)
 
 
 def ignore_requeue_signal(worker: int) -> None:

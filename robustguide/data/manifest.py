@@ -4,35 +4,68 @@ A folder of shards is finished when `manifest.json` is there: it is written last
 first under a temporary name.
 """
 
-import io
 import json
 import os
 import re
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-from PIL import Image
-from torch import Tensor
-from webdataset.writer import TarWriter
-
 from robustguide.data.errors import DataError
-from robustguide.data.images import ImageSource, Samples
-from robustguide.data.splits import SPLITS, chance
+from robustguide.data.splits import SPLITS
+from robustguide.data.streams import PIPE, beside, is_remote, read_whole
 
 FILE = "manifest.json"
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A tar file and the number of samples in it."""
+    """A tar file and the number of samples in it.
+
+    Attributes:
+        path: The file; of one elsewhere, its name.
+        count: Samples.
+        url: Of one elsewhere, as WebDataset opens it: `http://...` or `pipe:COMMAND`.
+        size: Bytes of the file, where that was noted.
+        sha256: Checksum of the file, where that was noted.
+        unreadable: Name and reason of each image that is left out.
+    """
 
     path: Path
     count: int
+    url: str | None = None
+    size: int | None = None
+    sha256: str | None = None
+    unreadable: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def place(self) -> Path | str:
+        """Where it is read."""
+        return self.url or self.path
+
+    @classmethod
+    def at(cls, place: Path | str, count: int) -> "Shard":
+        """A file, or what a URL or a command stands for."""
+        if is_remote(place):
+            return cls(Path(str(place).rsplit("/", 1)[-1]), count, str(place))
+        return cls(Path(place), count)
+
+    @classmethod
+    def of(cls, root: Path | str, plain: dict[str, Any]) -> "Shard":
+        """From what a manifest in a folder or below a URL says of it."""
+        shard = cls.at(beside(root, named(plain["file"], root)), int(plain["count"]))
+        known = {name: plain[name] for name in ("size", "sha256") if name in plain}
+        left_out = tuple((str(name), str(why)) for name, why in plain.get("unreadable", []))
+        return replace(shard, **known, unreadable=left_out)
+
+    def told(self) -> dict[str, Any]:
+        """As plain data; what is not known is not there."""
+        plain = {"file": self.url or self.path.name, "count": self.count}
+        known = {"size": self.size, "sha256": self.sha256, "unreadable": list(self.unreadable)}
+        return plain | {name: value for name, value in known.items() if value}
 
 
 @dataclass(frozen=True)
@@ -67,6 +100,27 @@ class Encoding:
 
 
 @dataclass(frozen=True)
+class Preparation:
+    """Of which images shards were made, and how these lie in them.
+
+    Attributes:
+        source: Name of the data set.
+        images: SHA-256 of the names of all images and classes, in order.
+        found: Images of each split, also those that could not be read.
+        format: "png", "jpeg" or "raw".
+        quality: Of JPEG.
+        per_shard: Images that each shard was made of.
+    """
+
+    source: str
+    images: str
+    found: dict[str, int]
+    format: str
+    quality: int | None
+    per_shard: int
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What a folder of shards holds.
 
@@ -76,6 +130,7 @@ class Manifest:
         recipe: How the images were made.
         shards: Of each split.
         encoding: Where the shards hold latents, of what kind; null for images.
+        prepared: How images were written; null for latents, and where nothing tells.
     """
 
     class_names: list[str]
@@ -83,6 +138,7 @@ class Manifest:
     recipe: str
     shards: dict[str, list[Shard]]
     encoding: Encoding | None = None
+    prepared: Preparation | None = None
 
     def count(self, split: str) -> int:
         """Number of samples of a split."""
@@ -93,41 +149,46 @@ class Manifest:
         return self if size is None else replace(self, shape=(self.shape[0], size, size))
 
     @classmethod
-    def read(cls, root: Path) -> "Manifest":
-        """Reads the manifest of a folder.
+    def read(cls, root: Path | str) -> "Manifest":
+        """Reads the manifest of a folder or of a URL.
 
         Raises:
-            DataError: If there is none, it is not understood, or a shard is missing.
+            DataError: If there is none, it is not understood, or a shard is missing. A shard
+                elsewhere is asked for only when it is read.
         """
-        path = root / FILE
-        if not path.is_file():
-            raise DataError(
-                f"There is no {FILE} in {root.resolve()}; write shards with write_shards, or "
-                "count those that were made elsewhere with index_shards."
-            )
+        manifest = cls.parse(root, text_of(root))
+        for shard in (shard for split in manifest.shards.values() for shard in split):
+            if shard.url is None and not shard.path.is_file():
+                place = beside(root, FILE)
+                raise DataError(f"The shard {shard.path.resolve()} of {place} is missing.")
+        return manifest
+
+    @classmethod
+    def parse(cls, root: Path | str, text: bytes) -> "Manifest":
+        """Understands the manifest of a folder or of a URL; shards are not looked for.
+
+        Raises:
+            DataError: If it is none.
+        """
+        path = beside(root, FILE)
         try:
-            plain = json.loads(path.read_text())
+            plain = json.loads(text)
             channels, height, width = map(int, plain["shape"])
             shards = {
-                split: [
-                    Shard(root / entry["file"], int(entry["count"]))
-                    for entry in plain["shards"].get(split, [])
-                ]
+                split: [Shard.of(root, entry) for entry in plain["shards"].get(split, [])]
                 for split in SPLITS
             }
             names = [str(name) for name in plain["class_names"]]
             recipe = str(plain["recipe"])
             encoding = Encoding.of(plain["encoding"]) if plain.get("encoding") else None
+            prepared = Preparation(**plain["prepared"]) if plain.get("prepared") else None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"Cannot read {path}: {error!r}. Write the shards again.") from error
         if plain.get("num_classes", len(names)) != len(names):
             raise DataError(
                 f"{path} says {plain['num_classes']} classes and names {len(names)}; correct it."
             )
-        for shard in (shard for split in shards.values() for shard in split):
-            if not shard.path.is_file():
-                raise DataError(f"The shard {shard.path.resolve()} of {path} is missing.")
-        return cls(names, (channels, height, width), recipe, shards, encoding)
+        return cls(names, (channels, height, width), recipe, shards, encoding, prepared)
 
     def write(self, root: Path) -> None:
         """Writes the manifest into a folder."""
@@ -137,78 +198,56 @@ class Manifest:
             "shape": self.shape,
             "recipe": self.recipe,
             "counts": {split: self.count(split) for split in self.shards},
-            "shards": {
-                split: [{"file": shard.path.name, "count": shard.count} for shard in shards]
+            "unreadable": {
+                split: sum(len(shard.unreadable) for shard in shards)
                 for split, shards in self.shards.items()
+            },
+            "shards": {
+                split: [shard.told() for shard in shards] for split, shards in self.shards.items()
             },
         }
         if self.encoding is not None:
             plain["encoding"] = asdict(self.encoding)
+        if self.prepared is not None:
+            plain["prepared"] = asdict(self.prepared)
         with under_temporary_name(root / FILE) as file:
             file.write(json.dumps(plain, indent=1).encode())
 
 
-def write_shards(
-    source: ImageSource, folder: str, per_shard: int = 1000, recipe: str | None = None
-) -> Manifest:
-    """Writes all splits of a source as shards of 8-bit PNG files, with a manifest.
-
-    Training images are written in a fixed random order, others in that of their split.
-
-    Args:
-        source: The images.
-        folder: Where the files go; it must not hold shards already.
-        per_shard: Samples in a shard.
-        recipe: How the images were made, for the manifest; without it, the source's class.
+def text_of(root: Path | str) -> bytes:
+    """The manifest of a folder or of a URL.
 
     Raises:
-        ValueError: If the folder holds shards.
-        OSError: If the disk is full; no file is left half written under its final name.
+        DataError: If there is none.
     """
-    root = Path(folder)
-    if (root / FILE).exists():
-        raise ValueError(f"{root.resolve()} already holds shards; choose another folder.")
-    if per_shard < 1:
-        raise ValueError(f"per_shard is {per_shard}; expected 1 or more.")
-    root.mkdir(parents=True, exist_ok=True)
-    shards: dict[str, list[Shard]] = {}
-    for name in SPLITS:
-        split = source.split(name)
-        order = sorted(range(len(split)), key=chance) if name == "train" else range(len(split))
-        shards[name] = [
-            write_shard(root / f"{name}-{number:06d}.tar", split, rows)
-            for number, rows in enumerate(slices(order, per_shard))
-        ]
-    recipe = recipe or f"{type(source).__name__}, 8-bit PNG"
-    manifest = Manifest(list(source.class_names), source.shape, recipe, shards)
-    manifest.write(root)
-    return manifest
+    try:
+        return read_whole(beside(root, FILE))
+    except OSError as error:
+        where = str(root) if is_remote(root) else str(Path(root).resolve())
+        why = "" if isinstance(error, FileNotFoundError) else f" ({error.strerror or error})"
+        raise DataError(
+            f"There is no {FILE} in {where}{why}; write shards with write_shards, or "
+            "count those that were made elsewhere with index_shards."
+        ) from error
+
+
+def named(file: str, root: Path | str) -> str:
+    """The name of a shard as a manifest has it.
+
+    Raises:
+        DataError: For a command in a manifest that came from elsewhere, who could run anything.
+    """
+    if file.startswith(PIPE) and is_remote(root):
+        raise DataError(
+            f"The manifest of {root} names the command {file!r}; commands are run only for a "
+            "manifest in a local folder. Copy it there if you trust it."
+        )
+    return file
 
 
 def slices(rows: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     """Consecutive parts of at most `size` rows."""
     return (rows[i : i + size] for i in range(0, len(rows), size))
-
-
-def write_shard(path: Path, split: Samples, rows: Iterable[int]) -> Shard:
-    """Writes one shard."""
-    count = 0
-    with under_temporary_name(path) as file:
-        writer = TarWriter(file, encoder=False, mtime=0)
-        for row in rows:
-            x_0, y, index = split[row]
-            writer.write({"__key__": f"{index:08d}", "png": as_png(x_0), "cls": str(y).encode()})
-            count += 1
-        writer.close()
-    return Shard(path, count)
-
-
-def as_png(x_0: Tensor) -> bytes:
-    """Eight bits a channel, rounded."""
-    levels = ((x_0 + 1) * 127.5).round().clamp(0, 255).byte().numpy()
-    file = io.BytesIO()
-    Image.fromarray(np.squeeze(levels.transpose(1, 2, 0))).save(file, "png")
-    return file.getvalue()
 
 
 @contextmanager
@@ -256,6 +295,13 @@ def index_shards(folder: str, class_names: list[str], size: int, channels: int =
 
 
 def count_samples(path: Path) -> int:
-    """Number of labels in a shard."""
-    with tarfile.open(path) as tar:
-        return sum(name.endswith(".cls") for name in tar.getnames())
+    """Number of labels in a shard.
+
+    Raises:
+        DataError: If it is cut or not a tar file.
+    """
+    try:
+        with tarfile.open(path, "r:") as tar:
+            return sum(name.endswith(".cls") for name in tar.getnames())
+    except tarfile.TarError as error:
+        raise DataError(f"Cannot read the shard {path}: {error}. Make it again.") from error

@@ -54,6 +54,8 @@ class Images(Classes):
         eval_limit: Only so many images of the validation and of the test split, evenly spread.
     """
 
+    resume = "exact: the batches that an unbroken run would have had"
+
     def __init__(
         self,
         source: ImageSource | None = None,

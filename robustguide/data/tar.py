@@ -1,66 +1,24 @@
-"""Reading samples out of tar files, for training at random and for evaluation in order."""
+"""Samples of shards, for training at random and for evaluation in order."""
 
 import io
 import random
-import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import accumulate, count, islice, pairwise
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.filters import shuffle
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from robustguide.data.crops import Augment, center_crop
 from robustguide.data.errors import DataError
+from robustguide.data.forms import SUFFIX, from_raw
 from robustguide.data.images import Batch, Crop, Sample, as_sample, collate, read_image
-from robustguide.data.manifest import Manifest, Shard
+from robustguide.data.manifest import Manifest
+from robustguide.data.reading import Incident, Patience, Raw
 
-Raw = dict[str, Any]
 SUFFIXES = ("png", "jpg", "jpeg", "webp")
-
-
-def read_shards(paths: Iterable[Path]) -> Iterator[Raw]:
-    """The undecoded samples of shards, in order.
-
-    Raises:
-        DataError: If a shard is cut or not a tar file.
-    """
-    for path in paths:
-        # Opened here, because webdataset leaves closing to the garbage collector.
-        with path.open("rb") as stream:
-            try:
-                yield from group_by_keys(tar_file_expander([{"url": str(path), "stream": stream}]))
-            except (tarfile.TarError, EOFError, ValueError) as error:
-                raise DataError(
-                    f"Cannot read the shard {path}: {error.args[0]}. Make it again."
-                ) from error
-
-
-def counted(shard: Shard) -> Iterator[Raw]:
-    """The undecoded samples of a shard; the last one only if their number is right.
-
-    Raises:
-        DataError: If it is not the one in the manifest.
-    """
-    found, held = 0, None
-    for raw in read_shards([shard.path]):
-        found += 1
-        if found > shard.count:
-            break
-        if held is not None:
-            yield held
-        held = raw
-    if found != shard.count:
-        raise DataError(
-            f"The shard {shard.path} holds {'more' if found > shard.count else 'fewer'} samples "
-            f"than the {shard.count} in the manifest; make the shard or the manifest again."
-        )
-    if held is not None:
-        yield held
+RAW = SUFFIX["raw"]
 
 
 class Reader:
@@ -76,13 +34,16 @@ class Reader:
             DataError: If either is missing or cannot be read.
         """
         name = f"{raw['__key__']} in {raw['__url__']}"
-        suffix = next((suffix for suffix in SUFFIXES if suffix in raw), None)
+        suffix = next((suffix for suffix in (*SUFFIXES, RAW) if suffix in raw), None)
         if suffix is None or "cls" not in raw:
             raise DataError(
                 f"The sample {name} has no {'label (cls)' if suffix else 'image'}; expected an "
-                f"image ({', '.join(SUFFIXES)}) and its label as a number (cls)."
+                f"image ({', '.join((*SUFFIXES, RAW))}) and its label as a number (cls)."
             )
-        image = read_image(io.BytesIO(raw[suffix]), name)
+        if suffix == RAW:
+            image = from_raw(raw[suffix], name)
+        else:
+            image = read_image(io.BytesIO(raw[suffix]), name)
         try:
             y = int(raw["cls"])
         except ValueError as error:
@@ -93,7 +54,10 @@ class Reader:
 
 
 class TrainingShards(IterableDataset[Batch]):
-    """Endless batches of samples of shards drawn with replacement, through a shuffling buffer."""
+    """Endless batches of samples of shards drawn with replacement, through a shuffling buffer.
+
+    A shard that is skipped is replaced by the next one drawn.
+    """
 
     def __init__(
         self,
@@ -101,10 +65,11 @@ class TrainingShards(IterableDataset[Batch]):
         batch_size: int,
         augment: Augment | None,
         buffer: int,
+        patience: Patience,
         seed: tuple[int, ...],
     ) -> None:
         self.manifest, self.batch_size, self.augment = manifest, batch_size, augment
-        self.buffer, self.seed = buffer, seed
+        self.buffer, self.patience, self.seed = buffer, patience, seed
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches of this worker."""
@@ -112,9 +77,10 @@ class TrainingShards(IterableDataset[Batch]):
         rng = np.random.default_rng([*self.seed, worker.id if worker else 0])
         order = random.Random(int(rng.integers(2**63)))
         # Uniform over shards is uniform over samples, because all of a drawn shard is read.
-        paths = [shard.path for shard in self.manifest.shards["train"]]
-        drawn = (paths[rng.integers(len(paths))] for _ in count())
-        raws = shuffle(self.buffer, initial=self.buffer, rng=order)(read_shards(drawn))
+        shards = self.manifest.shards["train"]
+        drawn = (shards[rng.integers(len(shards))] for _ in count())
+        read = self.patience.read_endlessly(drawn, len(shards))
+        raws = shuffle(self.buffer, initial=self.buffer, rng=order)(read)
         crop = partial(self.augment, rng=rng) if self.augment else center_crop
         reader = Reader(self.manifest)
         while True:
@@ -122,10 +88,21 @@ class TrainingShards(IterableDataset[Batch]):
 
 
 class EvaluationShards(IterableDataset[Batch]):
-    """Batches given by the places of their samples in the split, which ascend."""
+    """Batches given by the places of their samples in the split, which ascend.
 
-    def __init__(self, manifest: Manifest, split: str, batches: list[list[int]]) -> None:
+    A shard that cannot be read is an error whatever is asked of training, because each sample is
+    to be measured once.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        split: str,
+        batches: list[list[int]],
+        patience: Patience | None = None,
+    ) -> None:
         self.manifest, self.shards, self.batches = manifest, manifest.shards[split], batches
+        self.patience = patience or Patience()
 
     def __iter__(self) -> Iterator[Batch]:
         """A contiguous part of the batches for each worker, which opens only shards it needs."""
@@ -143,6 +120,18 @@ class EvaluationShards(IterableDataset[Batch]):
         for shard, (begin, end) in zip(self.shards, bounds, strict=True):
             if wanted.isdisjoint(range(begin, end)):
                 continue
-            for index, raw in enumerate(counted(shard), begin):
+            for index, raw in enumerate(self.patience.read(shard), begin):
                 if index in wanted:
                     yield reader(raw, index, center_crop)
+
+
+class Told(IterableDataset[tuple[Batch, list[Incident]]]):
+    """Batches, each with what happened to shards while it was read: also in a worker process."""
+
+    def __init__(self, shards: TrainingShards | EvaluationShards) -> None:
+        self.shards = shards
+
+    def __iter__(self) -> Iterator[tuple[Batch, list[Incident]]]:
+        """The same batches."""
+        for batch in self.shards:
+            yield batch, self.shards.patience.taken()

@@ -9,7 +9,7 @@ from typing import Any
 import torchvision
 from PIL import Image
 
-from robustguide.data.errors import DataError
+from robustguide.data.errors import DataError, Unreadable
 from robustguide.data.images import ImageSource, Split
 from robustguide.data.splits import hold_out
 
@@ -146,7 +146,7 @@ class TorchvisionSplit(Split):
         try:
             image, y = self.dataset[row]
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(
+            raise Unreadable(
                 f"Cannot read {self.describe(index)}: {error}. Fetch the data set again."
             ) from error
         if self.keeps_size and image.size != (self.shape[2], self.shape[1]):
@@ -158,9 +158,12 @@ class TorchvisionSplit(Split):
 
     def describe(self, index: int) -> str:
         """Names the row, and the file where there is one."""
-        row = self.rows[index]
         files = getattr(self.dataset, "samples", None)
-        return f"row {row} of {self.name}" + (f" ({files[row][0]})" if files else "")
+        return self.key(index) + (f" ({files[self.rows[index]][0]})" if files else "")
+
+    def key(self, index: int) -> str:
+        """Names the row."""
+        return f"row {self.rows[index]} of {self.name}"
 
 
 def labels_of(dataset: Any) -> list[int]:

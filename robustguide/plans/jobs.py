@@ -6,11 +6,11 @@ with a clean state. Where there is no fork, each job imports for itself.
 
 import multiprocessing
 import os
-import runpy
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 
@@ -122,7 +122,7 @@ def logged(args: Sequence[str], log: str) -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     sys.argv = ["robustguide", *args]
-    runpy.run_module("robustguide", run_name="__main__")
+    import_module("robustguide.__main__").entry()
 
 
 def finish(one: Running, failures: dict[str, JobError] | None) -> bool:

@@ -11,7 +11,6 @@ import yaml
 
 from robustguide.__main__ import main
 
-
 GONE = (
     "model.denoiser={class_path: robustguide.checkpoints.load_denoiser, "
     "init_args: {path: gone.safetensors}}"

@@ -165,7 +165,7 @@ def test_count_that_differs_from_the_manifest(shards, tmp_path, count, word):
     (tmp_path / "manifest.json").write_text(json.dumps(plain))
     message = rf"test-000003.tar holds {word} samples than the {count} in the manifest"
     with pytest.raises(DataError, match=message):
-        list(ShardImages(str(tmp_path), eval_batch_size=5).test_dataloader())
+        list(ShardImages(str(tmp_path), eval_batch_size=5, retries=0).test_dataloader())
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_cut_shard_is_named(shards, tmp_path):
     path = copy(shards, tmp_path)
     path.write_bytes(path.read_bytes()[:800])
     with pytest.raises(DataError, match=r"Cannot read the shard .*test-000001.tar: .* Make it"):
-        list(ShardImages(str(tmp_path), eval_batch_size=10).test_dataloader())
+        list(ShardImages(str(tmp_path), eval_batch_size=10, retries=0).test_dataloader())
 
 
 def test_a_folder_of_shards_is_not_overwritten(shards):

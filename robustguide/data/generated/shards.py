@@ -31,7 +31,8 @@ from robustguide.data.generated.base import (
 from robustguide.data.generated.folder import natural
 from robustguide.data.generated.lines import FACTS, Line, short
 from robustguide.data.manifest import FILE, Manifest, Shard, slices, under_temporary_name
-from robustguide.data.tar import SUFFIXES, Raw, read_shards
+from robustguide.data.reading import Raw, read_shards
+from robustguide.data.tar import SUFFIXES
 
 ABOUT = "__samples__/about.json"
 BLOCK = 512

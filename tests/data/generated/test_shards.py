@@ -12,7 +12,7 @@ from robustguide.data import DataError, Digits, ShardImages, write_shards
 from robustguide.data.crops import center_crop
 from robustguide.data.generated import open_samples, write_samples
 from robustguide.data.generated.base import as_png
-from robustguide.data.tar import read_shards
+from robustguide.data.reading import read_shards
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 1, 3, 4), dtype=np.uint8)
 

@@ -1,0 +1,202 @@
+"""Speed of reading shards, each way in turns in one run; exits with 1 where a bound is missed.
+
+    python benchmarks/data.py [--workers 1] [--turns 5]
+
+Shards against the bare decoding and cropping of the same bytes (at least 90% of its rate), against
+a folder of full-size photographs (at least twice its rate), and with 1,000 shards against 10 (the
+same cost a sample, within a tenth). The images are made for this, in a temporary folder. The ways
+take turns, so that a busy machine slows all of them, and the median of the turns' ratios counts.
+"""
+
+import argparse
+import io
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import count, islice
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import IterableDataset, get_worker_info
+from webdataset.writer import TarWriter
+
+from robustguide.data import CropAndFlip, Folder, Images, Manifest, ShardImages
+from robustguide.data.crops import center_crop
+from robustguide.data.images import Batch, as_sample, collate, read_image
+from robustguide.data.loaders import load
+from robustguide.data.manifest import Shard
+
+SIZE, BATCH = 256, 32
+Way = Callable[[], float]  # reads, and returns the seconds of a sample
+
+
+class Row(NamedTuple):
+    """One comparison: seconds of a sample both ways, and the ratio that counts with its bound."""
+
+    what: str
+    other: float
+    ours: float
+    ratio: float
+    bound: float
+
+
+def photograph(rng: np.random.Generator, width: int, height: int) -> Image.Image:
+    """Structure at all scales, so that it compresses as photographs do (1 to 2 bits a pixel)."""
+    total = np.zeros((height, width, 3), np.float32)
+    for scale in (4, 16, 64, 256):
+        small = rng.normal(size=(height // scale + 2, width // scale + 2, 3)).astype(np.float32)
+        levels = ((small + 3) * 40).clip(0, 255).astype(np.uint8)
+        large = Image.fromarray(levels).resize((width, height), Image.Resampling.BICUBIC)
+        total += np.asarray(large, np.float32) * scale**0.5
+    total = (total - total.min()) / (total.max() - total.min()) * 255
+    return Image.fromarray(total.astype(np.uint8))
+
+
+def jpeg(image: Image.Image, quality: int = 90) -> bytes:
+    """The file."""
+    file = io.BytesIO()
+    image.save(file, "jpeg", quality=quality)
+    return file.getvalue()
+
+
+def write(root: Path, files: list[bytes], shards: int, each: int) -> None:
+    """Shards of `each` samples, which are those files again and again."""
+    root.mkdir()
+    written, source = [], count()
+    for number in range(shards):
+        path = root / f"train-{number:06d}.tar"
+        with TarWriter(str(path), encoder=False, mtime=0) as writer:
+            for index in islice(source, each):
+                image = files[index % len(files)]
+                writer.write({"__key__": f"{index:08d}", "jpg": image, "cls": b"0"})
+        written.append(Shard(path, each))
+    splits = {"train": written, "validation": [], "test": []}
+    Manifest(["all", "none"], (3, SIZE, SIZE), "made for a benchmark", splits).write(root)
+
+
+class Bare(IterableDataset[Batch]):
+    """Decoding and cropping of bytes in memory, in batches: what no reader can do without."""
+
+    def __init__(self, files: list[bytes]) -> None:
+        self.files = files
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        rng = np.random.default_rng(worker.id if worker else 0)
+        crop = CropAndFlip()
+        shape = (3, SIZE, SIZE)
+        while True:
+            rows = rng.integers(len(self.files), size=BATCH)
+            yield collate(
+                [
+                    as_sample(
+                        read_image(io.BytesIO(self.files[row]), row),
+                        0, row, shape, 2, str, lambda image, size: crop(image, size, rng),
+                    )
+                    for row in rows
+                ]
+            )  # fmt: skip
+
+
+def seconds(batches: Iterator[Batch], samples: int) -> float:
+    """Seconds a sample, once the first batches are there."""
+    for _ in range(4):
+        next(batches)
+    start, done = time.perf_counter(), 0
+    while done < samples:
+        done += len(next(batches)[0])
+    return (time.perf_counter() - start) / done
+
+
+def shards(root: Path, workers: int, samples: int) -> Way:
+    """Training images of shards."""
+
+    def way() -> float:
+        data = ShardImages(
+            str(root), BATCH, augment=CropAndFlip(), num_workers=workers, buffer=100
+        )
+        return seconds(endless(data), samples)
+
+    return way
+
+
+def endless(data: ShardImages | Images) -> Iterator[Batch]:
+    """Epoch after epoch."""
+    loader = data.train_dataloader()
+    while True:
+        yield from loader
+
+
+def in_turns(what: str, other: Way, ours: Way, turns: int, bound: float) -> Row:
+    """Both ways in turns; the ratio is that of their rates."""
+    pairs = []
+    for turn in range(turns + 1):  # the first one fills the caches
+        order = (other, ours) if turn % 2 else (ours, other)
+        spent = {way: way() for way in order}
+        pairs.append((spent[other], spent[ours]))
+    pairs = pairs[1:]
+    ratio = median(one / two for one, two in pairs)
+    return Row(what, *(median(each) for each in zip(*pairs, strict=True)), ratio, bound)
+
+
+def rows(root: Path, workers: int, turns: int) -> Iterator[Row]:
+    """The comparisons."""
+    rng = np.random.default_rng(0)
+    large = [photograph(rng, 1500, 1200) for _ in range(12)]
+    small = [jpeg(center_crop(image, SIZE), 95) for image in large]
+    write(root / "shards", small, shards=8, each=500)
+
+    bare = lambda: seconds(iter(load(Bare(small), None, workers)), 2000)  # noqa: E731
+    ours = shards(root / "shards", workers, 2000)
+    yield in_turns("bare decoding and cropping", bare, ours, turns, 0.9)
+
+    for split in ("train", "val"):
+        for name in ("all", "none"):
+            (root / "photographs" / split / name).mkdir(parents=True)
+            for i, image in enumerate(large):
+                path = root / f"photographs/{split}/{name}/{i}.jpg"
+                path.write_bytes(jpeg(image))
+                for copy in range(1, 8):
+                    path.with_name(f"{i}_{copy}.jpg").hardlink_to(path)
+    source = Folder(str(root / "photographs"), size=SIZE)
+
+    def folder() -> float:
+        data = Images(source, BATCH, augment=CropAndFlip(), num_workers=workers)
+        return seconds(endless(data), 300)
+
+    yield in_turns("folder of 1500 x 1200 photographs", folder, ours, turns, 2.0)
+
+    for number in (10, 1000):
+        write(root / str(number), small, number, each=20)
+    few, many = (shards(root / str(number), workers, 1500) for number in (10, 1000))
+    yield in_turns("10 small shards; ours are 1,000", few, many, turns, 0.9)
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--turns", type=int, default=5)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"{options.workers} workers, {SIZE} px, batches of {BATCH}, {options.turns} turns")
+    print(f"{'against':36}{'its us':>10}{'shards us':>12}{'rate':>8}{'at least':>10}")
+    is_missed = False
+    with tempfile.TemporaryDirectory() as folder:
+        for row in rows(Path(folder), options.workers, options.turns):
+            is_missed |= row.ratio < row.bound
+            print(
+                f"{row.what:36}{row.other * 1e6:>10.0f}{row.ours * 1e6:>12.0f}"
+                f"{row.ratio:>8.2f}{row.bound:>10.2f}{'  MISSED' * (row.ratio < row.bound)}",
+                flush=True,
+            )
+    sys.exit(is_missed)
+
+
+if __name__ == "__main__":
+    main()
