@@ -422,7 +422,7 @@ def test_a_full_disk_while_the_network_is_exported(complaint, tmp_path):
     code, message = complaint("fit", config, disk=60_000)
     assert code == 1
     assert re.search(r"classifier\.safetensors could not be written.* free space there", message)
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "lock"}
 
 
 def test_a_full_disk_while_a_checkpoint_is_saved(complaint, tmp_path):

@@ -94,7 +94,7 @@ def test_the_command_line_orders_them(tmp_path):
     ]
     cli = tiny.run(tmp_path / "run", "fit", config)
     kinds = [type(callback) for callback in cli.trainer.callbacks]
-    assert kinds[-2:] == [EMA, ModelCheckpoint]
+    assert kinds[-3:] == [EMA, ModelCheckpoint, Requeue]
     # so a checkpoint of step 2 holds the average with that step
     first, second = (
         torch.load(path, weights_only=True)
