@@ -6,6 +6,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from robustguide.callbacks import EMA, Quality, ReportCards
+from robustguide.callbacks.requeue import Requeue
 from robustguide.checkpoints import build
 from robustguide.data import Images
 from robustguide.interfaces import Classifier
