@@ -8,10 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-import yaml
-from PIL import Image
 from slurm.cluster import Cluster
 
 from robustguide.checkpoints import read_metadata
@@ -22,41 +19,6 @@ DIGITS = [
     *("configs/overlay/digits.yaml", "--config", "configs/overlay/digits_classifier.yaml"),
     *("--config", "configs/fit/digits_plain.yaml"),
 ]
-LEVELS = {"class_path": "robustguide.noise.linear_levels"}
-SAMPLING = {
-    "model": {
-        "class_path": "robustguide.modules.Generation",
-        "init_args": {
-            "denoiser": {
-                "class_path": "robustguide.denoisers.EpsDenoiser",
-                "init_args": {
-                    "net": {
-                        "class_path": "robustguide.nets.MLP",
-                        "init_args": {"shape": [1, 8, 8], "num_classes": 10, "num_null_labels": 1},
-                    },
-                    "levels": LEVELS,
-                    "num_classes": 10,
-                    "shape": [1, 8, 8],
-                },
-            },
-            "sampler": {
-                "class_path": "robustguide.samplers.Ancestral",
-                "init_args": {
-                    "grid": {
-                        "class_path": "robustguide.noise.ChainGrid",
-                        "init_args": {"levels": LEVELS, "spacing": "4"},
-                    },
-                    "clip": 1.0,
-                },
-            },
-        },
-    },
-    "data": {
-        "class_path": "robustguide.data.SeedData",
-        "init_args": {"count": 1, "num_classes": 10},
-    },
-    "trainer": {"callbacks": [{"class_path": "robustguide.callbacks.SampleWriter"}]},
-}
 
 
 @pytest.fixture(scope="module")
@@ -208,29 +170,3 @@ def test_a_training_that_fails_is_a_job_that_fails(cluster, send, tmp_path):
         described = cluster.wait(job)
         assert described["JobState"] == "FAILED" and described["ExitCode"] != "0:0"
         assert said in log_of(tmp_path, job)
-
-
-def pixels(run):
-    """Images by file name."""
-    return {
-        file.name: np.asarray(Image.open(file)).astype(int)
-        for file in sorted(run.glob("images/*.png"))
-    }
-
-
-def test_tasks_of_an_array_make_the_images_of_their_range(cluster, send, tmp_path):
-    (tmp_path / "sampling.yaml").write_text(yaml.safe_dump(SAMPLING))
-    some = send("sample_array.sbatch", "sampling.yaml", "2", options=["--array=1,3"])
-    whole = send("sample_array.sbatch", "sampling.yaml", "8", options=["--array=0"])
-    for task in (f"{some}_1", f"{some}_3", f"{whole}_0"):
-        assert cluster.wait(task)["JobState"] == "COMPLETED", log_of(tmp_path, task)
-    runs = tmp_path / "runs"
-    assert sorted(os.listdir(runs / f"robustguide-sample-{some}")) == ["1", "3"]
-    second, fourth = (pixels(runs / f"robustguide-sample-{some}/{task}") for task in (1, 3))
-    assert list(second) == ["00000002.png", "00000003.png"]
-    assert list(fourth) == ["00000006.png", "00000007.png"]
-    together = pixels(runs / f"robustguide-sample-{whole}/0")
-    assert len(together) == 8
-    for name, image in (second | fourth).items():  # round-off may change a pixel by one
-        assert np.abs(image - together[name]).max() <= 1
-    assert np.abs(together["00000002.png"] - together["00000003.png"]).max() > 10
