@@ -10,15 +10,13 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from robustguide.callbacks.parts import add_state, state_of
-from robustguide.callbacks.reporting import Reporting, publish
-from robustguide.data.parts import Part
+from robustguide.callbacks.reporting import Summed, publish
 from robustguide.metrics import Answers, AnswersByLevel
 from robustguide.noise import finest
 from robustguide.report import figures
 
 
-class TrajectoryCalibration(Reporting):
+class TrajectoryCalibration(Summed):
     """ECE of the predicted clean image against the conditioning label, along the reverse process.
 
     Ma et al. (2024), eq. 1, over the watched steps. Reads the logits of the module's observer,
@@ -55,15 +53,6 @@ class TrajectoryCalibration(Reporting):
         assert self.metric is not None
         with module.watching():
             self.metric.update(outputs["logits"], outputs["y"], outputs["index"])
-
-    def state(self) -> dict[str, Tensor]:
-        """The answers."""
-        return state_of(self.metric)
-
-    def absorb(self, part: Part) -> None:
-        """Adds a part's answers."""
-        assert self.metric is not None
-        add_state(self.metric, part.states[self.state_key])
 
     def conclude(self, trainer: Trainer, module: LightningModule) -> None:
         """Logs the curve and its mean."""

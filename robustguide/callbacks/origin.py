@@ -73,15 +73,18 @@ def scale_of(term: Guidance) -> float | list[float] | None:
 
 def checkpoints_in(config: Any) -> Iterator[str]:
     """Paths of checkpoint files in a configuration, and of those that its cards stand for."""
-    if isinstance(config, dict):
-        of = cards().get(config.get("card") or "") if not config.get("path") else None
-        if of is not None and (file := present(of)) is not None:
-            yield str(file)
-        for value in config.values():
-            yield from checkpoints_in(value)
-    elif isinstance(config, list):
-        for value in config:
-            yield from checkpoints_in(value)
-    elif isinstance(config, str) and config.endswith(SUFFIXES):
-        if Path(config).is_file():
-            yield config
+    for node in nodes(config):
+        if isinstance(node, dict):
+            of = cards().get(node.get("card") or "") if not node.get("path") else None
+            if of is not None and (file := present(of)) is not None:
+                yield str(file)
+        elif isinstance(node, str) and node.endswith(SUFFIXES) and Path(node).is_file():
+            yield node
+
+
+def nodes(config: Any) -> Iterator[Any]:
+    """A configuration and all that it holds, however deep."""
+    yield config
+    held = config.values() if isinstance(config, dict) else config
+    for each in held if isinstance(config, dict | list) else ():
+        yield from nodes(each)

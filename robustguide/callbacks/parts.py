@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Int, UInt8
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from safetensors.torch import save_file
 from torch import Tensor
-from torchmetrics import Metric
 
 from robustguide.callbacks.origin import facts, origin, seeds
+from robustguide.callbacks.reporting import Reporting, callbacks_of, run_folder
 from robustguide.data.generated import Bytes, Generated, write_samples
 from robustguide.data.parts import SAMPLES, STATE
 from robustguide.files import PART, whole
@@ -25,13 +25,16 @@ from robustguide.interfaces import to_pixels
 from robustguide.machine.memory import peak_memory
 
 
-class PartWriter(Callback):
+class PartWriter(Reporting):
     """Writes images and the callbacks' states of a test into the run folder, and measures nothing.
 
     One process alone; others make other parts.
     """
 
+    writes_part = True
+
     def __init__(self) -> None:
+        super().__init__()
         self.seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
@@ -55,15 +58,7 @@ class PartWriter(Callback):
         """Nothing seen yet."""
         self.seen = []
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def add(self, module: Any, outputs: Any) -> None:
         """Keeps a batch of images as bytes."""
         self.seen.append(
             (to_pixels(outputs["images"]).cpu(), outputs["y"].cpu(), outputs["index"].cpu())
@@ -71,8 +66,7 @@ class PartWriter(Callback):
 
     def on_test_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Writes all, the facts last."""
-        declared: Any = trainer
-        folder, data = Path(trainer.default_root_dir), seeds(trainer)
+        folder, data = run_folder(trainer), seeds(trainer)
         assert data is not None
         made_from = origin(module, data)
         pixels, y, index = (torch.cat(each) for each in zip(*self.seen, strict=True))
@@ -80,8 +74,9 @@ class PartWriter(Callback):
         write_samples(Given(pixels, y, index, data.class_names, made), folder / SAMPLES)
         states = {
             f"{callback.state_key}|{name}": tensor.detach().cpu().contiguous()
-            for callback in declared.callbacks
-            for name, tensor in getattr(callback, "state", dict)().items()
+            for callback in callbacks_of(trainer)
+            if isinstance(callback, Reporting)
+            for name, tensor in callback.state().items()
         }
         with whole(folder / STATE) as part:
             save_file(states, part)
@@ -123,45 +118,11 @@ class Given(Generated):
         _, c, h, w = pixels.shape
         self.shape, self.class_names = (c, h, w), class_names
         self.made = {"kind": "memory", **made}
-        self.all = Bytes(pixels, y, index, index)
+        self.pixels, self.y, self.index = pixels, y, index
 
     def batches(self, size: int) -> Iterator[Bytes]:
         """Slices."""
         for first in range(0, self.count, size):
             rows = slice(first, first + size)
-            whole_set = self.all
-            assert whole_set.y is not None
-            yield Bytes(
-                whole_set.pixels[rows],
-                whole_set.y[rows],
-                whole_set.index[rows],
-                whole_set.seed[rows],
-            )
-
-
-def is_part(trainer: Trainer) -> bool:
-    """Whether a test sees a part of the images, which is not measured by itself."""
-    declared: Any = trainer
-    return any(isinstance(each, PartWriter) for each in declared.callbacks)
-
-
-def state_of(metric: Metric | None) -> dict[str, Tensor]:
-    """What a metric of one process has seen."""
-    found = {} if metric is None else metric.metric_state
-    return {
-        name: torch.cat(value) if isinstance(value, list) else value
-        for name, value in found.items()
-        if not isinstance(value, list) or value
-    }
-
-
-def add_state(metric: Metric, state: Mapping[str, Tensor]) -> None:
-    """Adds what another metric of the same kind has seen, after what this one has."""
-    for name, value in state.items():
-        own = getattr(metric, name)
-        value = value.to(metric.device)
-        if isinstance(own, list):
-            own.append(value)
-        else:
-            setattr(metric, name, own + value)
-    metric._update_count += 1  # otherwise it warns that it has seen nothing
+            index = self.index[rows]
+            yield Bytes(self.pixels[rows], self.y[rows], index, index)

@@ -14,9 +14,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from robustguide.callbacks.judging import refuse_guides
-from robustguide.callbacks.parts import is_part
 from robustguide.callbacks.references import reference_of
-from robustguide.callbacks.reporting import Reporting, callbacks_of, publish, run_folder
+from robustguide.callbacks.reporting import Reporting, callbacks_of, is_part, publish, run_folder
 from robustguide.callbacks.results import of_all
 from robustguide.callbacks.trajectory import Along, features_of
 from robustguide.checkpoints.extractors import load_extractor
@@ -158,7 +157,6 @@ class Quality(Reporting):
         self.broken[0] += broken(images)
         pixels = to_pixels(images)
         layers = features_of(self.extractor, pixels, y, self.batch_size)
-        finished = layers
         if self.sums is not None:
             with module.watching():
                 denoised = outputs["denoised"]
@@ -168,7 +166,7 @@ class Quality(Reporting):
                     layers = layers | {f"{ALONG}{k}": each for k, each in enumerate(read)}
                 else:
                     self.sums.add(read)
-        self.store.add(outputs["index"], layers if self.is_part else finished, y)
+        self.store.add(outputs["index"], layers, y)
 
     def state(self) -> dict[str, Tensor]:
         """How many images are not finite; features are on disk."""

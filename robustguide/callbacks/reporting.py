@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
+from torchmetrics import Metric
 
-from robustguide.callbacks.parts import is_part
 from robustguide.data.parts import Part
 from robustguide.report.figures import save
 
@@ -23,7 +24,10 @@ class Reporting(Callback):
     Attributes:
         metrics: Numbers by name, each `{"value": ..., "n": ...}` and what else defines it.
         curves: Curves over noise levels by name, plain lists; `sigma` holds the levels.
+        writes_part: Whether it writes what the others have seen, which is measured later.
     """
+
+    writes_part = False
 
     def __init__(self) -> None:
         self.metrics: dict[str, dict[str, Any]] = {}
@@ -109,11 +113,42 @@ class Reporting(Callback):
             trainer.logger.log_metrics(points, step=trainer.global_step)
 
 
+class Summed(Reporting):
+    """One that holds what it has seen in a metric, made when a test begins."""
+
+    metric: Metric | None = None
+
+    def state(self) -> dict[str, Tensor]:
+        """The metric's states, of one process; a list of tensors as one."""
+        found = {} if self.metric is None else self.metric.metric_state
+        return {
+            name: torch.cat(value) if isinstance(value, list) else value
+            for name, value in found.items()
+            if not isinstance(value, list) or value
+        }
+
+    def absorb(self, part: Part) -> None:
+        """Adds a part's states behind its own."""
+        assert self.metric is not None
+        for name, value in part.states[self.state_key].items():
+            own, value = getattr(self.metric, name), value.to(self.metric.device)
+            if isinstance(own, list):
+                own.append(value)
+            else:
+                setattr(self.metric, name, own + value)
+        self.metric._update_count += 1  # otherwise it warns that it has seen nothing
+
+
 def callbacks_of(trainer: Trainer) -> list[Callback]:
     """The trainer's list of callbacks, an attribute that its class does not declare."""
     declared: Any = trainer
     callbacks: list[Callback] = declared.callbacks
     return callbacks
+
+
+def is_part(trainer: Trainer) -> bool:
+    """Whether a test sees a part of the images, which is not measured by itself."""
+    return any(isinstance(c, Reporting) and c.writes_part for c in callbacks_of(trainer))
 
 
 def run_folder(trainer: Trainer) -> Path:

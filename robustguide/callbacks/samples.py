@@ -13,8 +13,7 @@ from torch import Tensor, distributed
 
 from robustguide.callbacks.judging import refuse_guides
 from robustguide.callbacks.origin import facts, origin, seeds
-from robustguide.callbacks.parts import add_state, state_of
-from robustguide.callbacks.reporting import Reporting, publish, run_folder
+from robustguide.callbacks.reporting import Reporting, Summed, publish, run_folder
 from robustguide.data.generated.lines import NAME, Line, as_text
 from robustguide.data.parts import Part
 from robustguide.files import whole
@@ -23,7 +22,7 @@ from robustguide.metrics import CalibrationByNoise
 from robustguide.report import figures
 
 
-class ClassAccuracy(Reporting):
+class ClassAccuracy(Summed):
     """Share of generated images that an independent classifier takes for their label.
 
     Args:
@@ -55,15 +54,6 @@ class ClassAccuracy(Reporting):
         images = outputs["images"]
         logits = self.judge(images, images.new_zeros(len(images)))
         self.metric.update(logits, outputs["y"], 0)
-
-    def state(self) -> dict[str, Tensor]:
-        """The sums."""
-        return state_of(self.metric)
-
-    def absorb(self, part: Part) -> None:
-        """Adds a part's sums."""
-        assert self.metric is not None
-        add_state(self.metric, part.states[self.state_key])
 
     def conclude(self, trainer: Trainer, module: LightningModule) -> None:
         """Logs the share and its 95% limits."""

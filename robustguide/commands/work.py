@@ -3,10 +3,14 @@
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser
 
 from robustguide.commands.formatter import Formatter
+
+if TYPE_CHECKING:  # imports what --help does not need
+    from robustguide.plans.arrays import Plan
 
 EXAMPLES = """Array tasks call it; by hand it does the same. What is there is not made again.
 
@@ -28,12 +32,12 @@ def run(args: list[str]) -> None:
         work(plan, given.task, lambda line: print(line, flush=True))
 
 
-def train(plan: "Plan", task: int) -> None:  # type: ignore[name-defined]  # noqa: F821
+def train(plan: "Plan", task: int) -> None:
     """Becomes the training: signals of Slurm reach it, and each process of a node is one."""
+    from robustguide.plans.tasks import training
+
     (unit,) = plan.of_task(task)
-    words = ("fit", "--config", str(plan.config(unit.setting)))
-    place = f"--trainer.default_root_dir={unit.folder}"
-    os.execv(sys.executable, [sys.executable, "-m", "robustguide", *words, place])
+    os.execv(sys.executable, [sys.executable, "-m", "robustguide", *training(plan, unit).args])
 
 
 def parser() -> ArgumentParser:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import yaml
 from robustguide.files import PART, whole
 
 FILE, VERSION = "plan.json", 1
+CHUNKS = 4  # a task: what is lost when it is killed is one of them
 # Options of the plan, which another value would contradict.
 TAKEN = {
     "data.first": "--first",
@@ -244,9 +245,6 @@ def chunk_of(count: int, tasks: int, batch_size: int, wanted: int | None) -> int
     return wanted
 
 
-CHUNKS = 4  # a task: what is lost when it is killed is one of them
-
-
 def batch_size_of(config: str) -> int:
     """Images in a batch of a generation.
 
@@ -265,13 +263,9 @@ def batch_size_of(config: str) -> int:
 
 def ranges(numbers: Sequence[int]) -> Iterator[str]:
     """Ascending numbers as Slurm writes them: "0-3", "7"."""
-    first = last = None
-    for number in [*numbers, None]:
-        if first is not None and (number is None or number != last + 1):  # type: ignore[operator]
-            yield f"{first}" if first == last else f"{first}-{last}"
-            first = None
-        first = number if first is None else first
-        last = number
+    for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
+        found = [number for _, number in run]
+        yield f"{found[0]}" if len(found) == 1 else f"{found[0]}-{found[-1]}"
 
 
 def sha256(content: bytes) -> str:

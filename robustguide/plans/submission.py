@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from math import lcm
 from pathlib import Path
 
 import yaml
@@ -24,10 +25,10 @@ from robustguide.plans.arrays import (
     sha256,
     sweep,
 )
-from robustguide.plans.jobs import Job, JobError, run_jobs
+from robustguide.plans.jobs import JobError, run_jobs
 from robustguide.plans.progress import JOBS, jobs_of, tasks_of
-from robustguide.plans.resolving import resolved
-from robustguide.plans.tasks import work
+from robustguide.plans.resolving import refuse_missing, resolved
+from robustguide.plans.tasks import training, work
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ def planned(wanted: Wanted) -> tuple[Plan, list[str]]:
     texts = [
         resolved(wanted.stage, wanted.configs, (*wanted.set, *changes)) for _, changes in settings
     ]
+    for text in texts:
+        refuse_missing(text)
     made = tuple(
         Setting(name, changes, sha256(text.encode()))
         for (name, changes), text in zip(settings, texts, strict=True)
@@ -101,7 +104,7 @@ def planned(wanted: Wanted) -> tuple[Plan, list[str]]:
             "images of 1 or more, and a first one of 0 or more."
         )
     tasks, _ = tasks_and_limit(wanted.array)
-    chunk = chunk_of(wanted.count, tasks, batch_size_of(texts[0]), wanted.chunk)
+    chunk = chunk_of(wanted.count, tasks, lcm(*map(batch_size_of, texts)), wanted.chunk)
     most = len(made) * -(-wanted.count // chunk)
     plan = Plan(wanted.folder, "test", made, min(tasks, most), wanted.first, wanted.count, chunk)
     return plan, texts
@@ -252,10 +255,8 @@ def run_here(plan: Plan, workers: int, say: Callable[[str], None]) -> dict[int, 
 def train_here(plan: Plan, task: int) -> None:
     """A training of a sweep; one that was stopped begins again."""
     (unit,) = plan.of_task(task)
-    words = ("fit", "--config", str(plan.config(unit.setting)))
-    place = f"--trainer.default_root_dir={unit.folder}"
-    job = Job(f"fit_{unit.setting.name}", (*words, place))
-    run_jobs([job], plan.folder / "logs", 1, lambda *told: None)
+    jobs = [training(plan, unit)]
+    run_jobs(jobs, plan.folder / "logs", 1, lambda *told: None)
 
 
 def left(plan: Plan) -> list[int]:

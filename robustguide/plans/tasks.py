@@ -107,6 +107,13 @@ def job(plan: Plan, unit: Unit, folder: Path) -> Job:
     return Job(f"{unit.setting.name}_{unit.folder.name}", words)
 
 
+def training(plan: Plan, unit: Unit) -> Job:
+    """The command of a training."""
+    words = ("fit", "--config", str(plan.config(unit.setting)))
+    place = f"--trainer.default_root_dir={unit.folder}"
+    return Job(f"fit_{unit.setting.name}", (*words, place))
+
+
 @contextmanager
 def claimed(unit: Unit, plan: Plan, task: int) -> Iterator[Path]:
     """A folder of this process beside the final one; what its task left before is removed."""

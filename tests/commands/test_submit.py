@@ -78,6 +78,14 @@ def test_wrong_input(config, tmp_path, words, said):
         submit(tmp_path, config, *words)
 
 
+def test_chunks_hold_whole_batches_of_every_setting(config, tmp_path, capsys):
+    words = ["--num-samples=100", "--array=2", "--sweep", "data.batch_size=4,6"]
+    assert submit(tmp_path, config, *words, "--print") == 0
+    assert "chunks of 24" in capsys.readouterr().out  # 12.5 images, in multiples of 12
+    with pytest.raises(ValueError, match=r"--chunk is 16; expected a multiple of .*, 12"):
+        submit(tmp_path, config, *words, "--chunk=16")
+
+
 def test_a_configuration_that_is_wrong(config, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         submit(tmp_path, config, "--num-samples=8", "--set", "model.wached_steps=3")
