@@ -34,7 +34,10 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def alone(folder: str | os.PathLike[str]) -> Iterator[None]:
+def alone(
+    folder: str | os.PathLike[str],
+    repair: str = "give this run a trainer.default_root_dir of its own",
+) -> Iterator[None]:
     """Keeps other runs out of a folder, until this process ends in whatever way.
 
     The system holds the lock for the process, so none is left behind by one that was killed; data
@@ -44,8 +47,13 @@ def alone(folder: str | os.PathLike[str]) -> Iterator[None]:
     is lost its lock may stay for a while: a job that SLURM has requeued does not wait for its own
     former start, which SLURM has ended before.
 
+    Args:
+        folder: Made if need be.
+        repair: What the error advises beside waiting.
+
     Raises:
         ValueError: When another run is in the folder.
+        OSError: If nothing can be written there.
     """
     path = Path(folder) / LOCK
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +71,7 @@ def alone(folder: str | os.PathLike[str]) -> Iterator[None]:
             elif not comes_after(mine, theirs):
                 raise ValueError(
                     f"{folder} is in use by {described(theirs)}. Wait for its end or stop it, or "
-                    "give this run a trainer.default_root_dir of its own."
+                    f"{repair}."
                 ) from None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(mine).encode(), 0)

@@ -5,6 +5,7 @@ from PIL import Image
 
 from robustguide.data import Folder, ImageWriter
 from robustguide.data.recipes import recipe
+from robustguide.files import LOCK
 
 SIZE = 12
 
@@ -44,9 +45,9 @@ def write(source, shards, **options):
 
 
 def contents(root):
-    """All files below a folder, hidden ones also, and their bytes."""
+    """All files below a folder, hidden ones also, and their bytes; a lock tells who came last."""
     return {
-        str(path.relative_to(root)): path.read_bytes()
+        str(path.relative_to(root)): b"" if path.name == LOCK else path.read_bytes()
         for path in sorted(root.rglob("*"))
         if path.is_file()
     }

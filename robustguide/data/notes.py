@@ -1,19 +1,18 @@
 """What is noted in a folder while shards are written to it, so that another run can go on."""
 
-import errno
-import fcntl
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from robustguide.data.errors import DataError
 from robustguide.data.manifest import FILE, Manifest, Shard, under_temporary_name
+from robustguide.files import alone
 
-FOLDER, SETTINGS, LOCK = ".prepare", "settings.json", "lock"
+FOLDER, SETTINGS = ".prepare", "settings.json"
 
 
 class Notes:
@@ -122,23 +121,16 @@ def locked(root: Path, folder: Path) -> Iterator[None]:
         DataError: If another one holds it.
         OSError: If nothing can be written there.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("wb")
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OSError(
-            error.errno, f"Cannot write ({reason}); choose another folder", str(root)
-        ) from error
-    with file:
+    with ExitStack() as stack:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:  # some networked disks know no locks
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise DataError(
-                    f"Another run is writing to {root.resolve()}; wait for it, or choose another "
-                    "folder."
-                ) from error
+            stack.enter_context(alone(folder, "choose another folder"))
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise OSError(
+                error.errno, f"Cannot write ({reason}); choose another folder", str(root)
+            ) from error
+        except ValueError as error:
+            raise DataError(f"Another run is writing to {root.resolve()}: {error}") from error
         yield
 
 

@@ -23,9 +23,10 @@ from robustguide.data import (
     ShardImages,
 )
 from robustguide.data.forms import Form
-from robustguide.data.notes import FOLDER, LOCK
+from robustguide.data.notes import FOLDER
 from robustguide.data.recipes import RECIPES, recipe
 from robustguide.data.splits import SPLITS, chance
+from robustguide.files import LOCK
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 from photographs import write
 
 from robustguide.data import DataError, Digits, write_shards
-from robustguide.data.notes import LOCK
+from robustguide.files import LOCK
 
 
 @pytest.fixture(scope="module")
