@@ -106,6 +106,18 @@ def test_the_line_goes_through_the_distance_and_tells_itself_in_plain_numbers():
     assert extrapolate(law.rows(200, 0), law.reference).told() == told
 
 
+def test_rounding_of_features_that_sum_to_zero_is_no_other_distance():
+    gaps = []
+    for seed in range(10):
+        generator = torch.Generator().manual_seed(seed)
+        rows = torch.randn(4096, 16, generator=generator)
+        made = torch.nn.functional.layer_norm(rows, [16])
+        reference = Moments.of(Held(made[:2048]))
+        line = extrapolate(Held(made), reference)
+        gaps.append(abs(line.jackknife.value - line.distances[0]))
+    assert 1e-8 < max(gaps) < 1e-6 * reference.covariance.trace()
+
+
 def test_too_few_images_and_other_jackknives_are_refused():
     law = Normal(6, 1.1, 0.1)
     with pytest.raises(ValueError, match=r"99 images for 10 sizes.*100 for so many"):
