@@ -152,7 +152,9 @@ def rows(root: Path, workers: int, turns: int) -> Iterator[Row]:
     small = [jpeg(center_crop(image, SIZE), 95) for image in large]
     write(root / "shards", small, shards=8, each=500)
 
-    bare = lambda: seconds(iter(load(Bare(small), None, workers)), 2000)  # noqa: E731
+    def bare() -> float:
+        return seconds(iter(load(Bare(small), None, workers)), 2000)
+
     ours = shards(root / "shards", workers, 2000)
     yield in_turns("bare decoding and cropping", bare, ours, turns, 0.9)
 

@@ -84,7 +84,8 @@ class TrainingShards(IterableDataset[Batch]):
         crop = partial(self.augment, rng=rng) if self.augment else center_crop
         reader = Reader(self.manifest)
         while True:
-            yield collate([reader(raw, -1, crop) for raw in islice(raws, self.batch_size)])
+            batch = list(islice(raws, self.batch_size))  # reading alone is faster than in turns
+            yield collate([reader(raw, -1, crop) for raw in batch])
 
 
 class EvaluationShards(IterableDataset[Batch]):
