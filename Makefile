@@ -1,12 +1,14 @@
 # Two commands: `make demo` shows the main job end to end, `make test` checks everything in process.
 # `make check` runs what takes longer: faults, a real Slurm, a browser, the commands of README.md.
+# `make faults KILLS=200 MOMENTS=1` kills work at more random moments than `make check` does.
 
 PYTHON ?= python3
 SEED ?= 0
 FOLDER ?= runs/demo
+KILLS ?= 200
 BIN := .venv/bin
 
-.PHONY: install demo test check clean
+.PHONY: install demo test check faults clean
 
 install: .venv/installed
 
@@ -28,6 +30,9 @@ test: install
 
 check: install
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m check
+
+faults: install
+	@OMP_NUM_THREADS=1 KILLS=$(KILLS) SEED=$(MOMENTS) $(BIN)/python -m pytest -q -s -m check tests/test_faults.py
 
 clean:
 	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -28,9 +28,10 @@ from robustguide.callbacks import Export, Progress, ReportCards, Requeue, Result
 from robustguide.callbacks.saving import WholeCheckpoints, remove_parts
 from robustguide.complaints import explain, innermost
 from robustguide.files import alone, whole
+from robustguide.plans.arrays import FILE, Plan
 from robustguide.samplers import Sampler
 
-NOTE = "slurm_job"  # in a run folder: whose it is
+NOTE = "owner"  # in a run folder: whose training it holds
 
 
 class Parser(LightningArgumentParser):
@@ -146,7 +147,7 @@ class CommandLine(LightningCLI):
             super()._run_subcommand(subcommand)
 
     def fit(self, **kwargs: Any) -> None:
-        """Goes on where a requeued job was, whatever checkpoint its first start was given."""
+        """Goes on where it was, if requeued or of a plan, whatever its first start was given."""
         if self.trainer.is_global_zero:
             remove_parts(checkpoint_folders(self.trainer))
         saved = latest(self.trainer)
@@ -189,19 +190,39 @@ def checkpoint_folders(trainer: Trainer) -> list[Path]:
 
 
 def latest(trainer: Trainer) -> Path | None:
-    """The newest checkpoint that former starts of this SLURM job left, for whatever reason.
+    """The newest checkpoint that former starts of this training left, for whatever reason.
 
-    Null for a job that starts the first time.
+    Null for a training that starts the first time: of a plan, or of a SLURM job that was requeued,
+    it goes on by itself; by hand, a run that is to go on is told so with --ckpt_path.
     """
     root, *folders = checkpoint_folders(trainer)
-    note = root / NOTE
-    if not int(os.environ.get("SLURM_RESTART_COUNT") or 0) or not note.is_file():
+    note, owner = root / NOTE, owner_of(root)
+    is_known = owner is not None and note.is_file() and note.read_text() == owner
+    if not is_known or not (is_of_plan(root) or int(os.environ.get("SLURM_RESTART_COUNT") or 0)):
         return None
     found = [*root.glob("hpc_ckpt_*.ckpt")]
     found += [path for folder in folders for path in folder.glob("*.ckpt")]
     times = {path: path.stat().st_mtime_ns for path in found}
     began = note.stat().st_mtime_ns  # what is older is another run's
     return max((p for p in found if times[p] >= began), key=times.__getitem__, default=None)
+
+
+def is_of_plan(root: Path) -> bool:
+    """Whether a run folder is that of a training of a sweep, whose configuration is fixed."""
+    return (root.parent / FILE).is_file()
+
+
+def owner_of(root: Path) -> str | None:
+    """Whose training a run folder holds: a plan's, whichever job does it, or a SLURM job's.
+
+    Raises:
+        ValueError: The plan was edited.
+    """
+    if is_of_plan(root):
+        return f"the plan {Plan.read(root.parent).told()['digest']}"
+    job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID")
+    task = os.environ.get("SLURM_ARRAY_TASK_ID")
+    return job and f"SLURM job {job}{f'_{task}' if task else ''}"
 
 
 def refuse_requeued(root: Path) -> None:
@@ -221,27 +242,26 @@ def refuse_requeued(root: Path) -> None:
 
 
 def claim(root: Path) -> None:
-    """Notes which SLURM job trains here, and refuses to continue another one's checkpoint.
+    """Notes whose training this is, and refuses to continue another one's checkpoint.
 
     Raises:
-        ValueError: When the folder holds a requeue checkpoint of another job or array task.
+        ValueError: When the folder holds a requeue checkpoint of another job, task or plan.
     """
-    job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID")
-    if job is None:
+    owner = owner_of(root.absolute())
+    if owner is None:
         return
-    identity = f"{job}_{os.environ.get('SLURM_ARRAY_TASK_ID', '')}"
     note = root / NOTE
-    owner = note.read_text() if note.is_file() else None
+    former = note.read_text() if note.is_file() else None
     found = sorted(root.glob("hpc_ckpt_*.ckpt"))
-    if found and owner != identity:
+    if found and former != owner:
         raise ValueError(
-            f"{root} holds {found[-1].name} of SLURM job {owner or 'unknown'}, and Lightning "
-            f"would continue it in job {identity}. Give this run a trainer.default_root_dir of "
+            f"{root} holds {found[-1].name} of {former or 'an unknown SLURM job'}, and Lightning "
+            f"would continue it in {owner}. Give this run a trainer.default_root_dir of "
             "its own, or move that file away and pass it as --ckpt_path to continue on purpose."
         )
-    if owner != identity:  # after a requeue it is there, and other processes may be reading it
+    if former != owner:  # after a requeue it is there, and other processes may be reading it
         with whole(note) as part:
-            part.write_text(identity)
+            part.write_text(owner)
 
 
 # What Lightning warns of and a user of this package can do nothing about, or need not.

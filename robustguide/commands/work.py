@@ -12,7 +12,8 @@ from robustguide.commands.formatter import Formatter
 if TYPE_CHECKING:  # imports what --help does not need
     from robustguide.plans.arrays import Plan
 
-EXAMPLES = """Array tasks call it; by hand it does the same. What is there is not made again.
+EXAMPLES = """Array tasks call it; by hand it does the same. What is there is not made again; a
+training that was stopped goes on from its newest checkpoint.
 
 examples:
   robustguide work runs/array 0
@@ -37,6 +38,9 @@ def train(plan: "Plan", task: int) -> None:
     from robustguide.plans.tasks import training
 
     (unit,) = plan.of_task(task)
+    if unit.is_done:
+        print(f"{unit.setting.name}: is there")
+        return
     os.execv(sys.executable, [sys.executable, "-m", "robustguide", *training(plan, unit).args])
 
 

@@ -4,11 +4,13 @@ Lightning takes them as they are: it puts no distributed sampler into what is no
 loader, whatever `use_distributed_sampler` says.
 """
 
+import gc
 import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
+from multiprocessing import get_start_method
 from typing import Any
 
 import numpy as np
@@ -171,7 +173,7 @@ def load(
         num_workers=num_workers,
         collate_fn=as_it_is,  # the data sets make batches themselves
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=partial(begin, os.getpid()),
+        worker_init_fn=partial(begin, os.getpid() if get_start_method() == "fork" else None),
         # Otherwise making an iterator draws from the global generator, and a resumed run differs.
         generator=torch.Generator(),
     )
@@ -191,14 +193,16 @@ def as_it_is(batch: Any) -> Any:
     return batch
 
 
-def begin(starter: int, worker: int) -> None:
+def begin(starter: int | None, worker: int) -> None:
     """What a worker process does first.
 
-    It ends where the process that started it has been killed meanwhile: PyTorch watches over that
-    one only from now on, and would take whatever adopted the worker for it, for ever.
+    It ends where the process that forked it has been killed meanwhile: PyTorch watches over that
+    one only from now on, and would take whatever adopted the worker for it, for ever. A worker
+    that a server started (`starter` is null) has that one as its parent all its life.
     """
     ignore_requeue_signal(worker)
-    if os.getppid() != starter:
+    gc.freeze()  # a collection would go through all that the starter imported, and copy its memory
+    if starter is not None and os.getppid() != starter:
         os._exit(1)
 
 

@@ -121,6 +121,7 @@ def logged(args: Sequence[str], log: str) -> None:
         os.dup2(output.fileno(), 2)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    multiprocessing.set_start_method(None, force=True)  # not the server's: a job has its own ways
     sys.argv = ["robustguide", *args]
     import_module("robustguide.__main__").entry()
 

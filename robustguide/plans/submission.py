@@ -253,7 +253,7 @@ def run_here(plan: Plan, workers: int, say: Callable[[str], None]) -> dict[int, 
 
 
 def train_here(plan: Plan, task: int) -> None:
-    """A training of a sweep; one that was stopped begins again."""
+    """A training of a sweep; one that was stopped goes on from its newest checkpoint."""
     (unit,) = plan.of_task(task)
     jobs = [training(plan, unit)]
     run_jobs(jobs, plan.folder / "logs", 1, lambda *told: None)

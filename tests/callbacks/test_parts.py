@@ -52,6 +52,27 @@ def test_images_are_the_same_bytes(runs):
     assert parts[0].made["method"] == "unguided"
 
 
+def test_other_batches_measure_the_same_to_rounding(runs, tmp_path):
+    """Labels and noise are the images' own, so a plan of another batch size makes them again."""
+    for first in (0, 12):
+        words = ("--data.batch_size=6", f"--data.first={first}", "--data.count=12")
+        folder = tmp_path / f"parts/{first}"
+        tiny.run(folder, "test", array_runs.measured(24), *words, *PART)
+        folder.with_suffix(".yaml").unlink()
+    parts = f"--data.parts={tmp_path / 'parts'}"
+    tiny.run(tmp_path / "merged", "test", array_runs.measured(24), "--data.batch_size=6", parts)
+    ours, theirs = (array_runs.found(where) for where in (tmp_path / "merged", runs / "whole"))
+    assert ours["metrics"].keys() == theirs["metrics"].keys()
+    for name, told in theirs["metrics"].items():
+        assert ours["metrics"][name]["value"] == pytest.approx(told["value"], rel=1e-3), name
+    one, other = (
+        load_file(where / "samples.safetensors") for where in (tmp_path / "merged", runs / "whole")
+    )
+    assert torch.equal(one["y"], other["y"])
+    gap = (one["pixels"].int() - other["pixels"].int()).abs()
+    assert gap.max() <= 1 and gap.float().mean() < 1e-3
+
+
 def test_a_part_is_not_measured(runs):
     part = json.loads((runs / "parts/0012/results.json").read_text())
     assert part["metrics"] == {} and part["curves"] == {}

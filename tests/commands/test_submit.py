@@ -1,15 +1,22 @@
 """`robustguide submit`, `work`, `status` and `merge`, without Slurm."""
 
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import array_runs
 import pytest
 import tiny
+import torch
 import yaml
 
 from robustguide.__main__ import main
+from robustguide.data.generated import open_samples
 
 GONE = (
     "model.denoiser={class_path: robustguide.checkpoints.load_denoiser, "
@@ -132,6 +139,68 @@ def test_a_sweep_here_is_the_runs_one_by_one(config, tmp_path, capsys):
         submit(tmp_path, config, *words, *sweep, "--chunk=4")
     with pytest.raises(ValueError, match="no task 3 in"):
         main(["work", str(folder), "3"])
+
+
+def killed(folder, task, pattern):
+    """Starts a task in a process of its own, and kills that when there is such a file."""
+    command = [sys.executable, "-m", "robustguide", "work", str(folder), str(task)]
+    with subprocess.Popen(command, start_new_session=True) as process:
+        end = time.monotonic() + 90
+        while not [*folder.glob(pattern)]:
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.check
+def test_images_do_not_depend_on_who_makes_them(config, tmp_path):
+    """One task after another, or five by three processes: the same bytes."""
+    found = []
+    for tasks, workers in ((1, 1), (5, 3)):
+        folder = tmp_path / f"of{tasks}"
+        words = ["--num-samples=20", f"--array={tasks}", f"--local={workers}", "--chunk=4"]
+        assert main(["submit", config, *words, f"--folder={folder}"]) == 0
+        (batch,) = open_samples(folder / "all/samples").batches(100)
+        assert batch.index.tolist() == list(range(20))
+        found.append(batch)
+    assert torch.equal(found[0].pixels, found[1].pixels)
+    assert torch.equal(found[0].y, found[1].y)
+
+
+@pytest.mark.check
+def test_trainings_of_a_sweep_go_on_where_they_were_killed(tmp_path, capsys):
+    """Two learning rates; whoever does the rest, the ends are those of unbroken trainings."""
+    path, folder = tmp_path / "fit.yaml", tmp_path / "array"
+    saving = {
+        "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+        "init_args": {"every_n_train_steps": 20},
+    }
+    trainer = {"max_steps": 400, "callbacks": [saving]}
+    path.write_text(yaml.safe_dump(tiny.merged(tiny.classification(), {"trainer": trainer})))
+    words = ["submit", "fit", str(path), "--sweep", "model.optimizer.lr=0.01,0.02", "--local=1"]
+    assert main([*words, f"--folder={tmp_path / 'unbroken'}"]) == 0
+    table = (tmp_path / "unbroken/merged.md").read_text()
+    assert table.count("| lr=") == 2 and "accuracy" in table
+
+    assert main([*words[:-1], "--print", f"--folder={folder}"]) == 0 and not folder.exists()
+    shutil.copytree(tmp_path / "unbroken/settings", folder / "settings")
+    shutil.copy(tmp_path / "unbroken/plan.json", folder)
+    for step in (20, 200):
+        killed(folder, 1, f"lr=0.02/checkpoints/*step={step}.ckpt")
+    assert main(["status", str(folder)]) == 1
+    assert main([*words, f"--folder={folder}"]) == 0
+    for setting in ("lr=0.01", "lr=0.02"):
+        ours, theirs = (
+            (place / setting / "classifier.safetensors").read_bytes()
+            for place in (folder, tmp_path / "unbroken")
+        )
+        assert ours == theirs
+    resumed = json.loads((folder / "lr=0.02/results.json").read_text())["run"]["resumed"]
+    assert 200 <= resumed["step"] < 400 and resumed["data"].startswith("exact")
+    capsys.readouterr()
+    main(["work", str(folder), "1"])
+    assert "lr=0.02: is there" in capsys.readouterr().out
 
 
 @pytest.mark.check

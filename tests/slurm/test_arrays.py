@@ -99,3 +99,53 @@ def test_a_killed_a_requeued_and_a_cancelled_task(cluster, command, tmp_path):
     numbers = [number for batch in samples.batches(100) for number in batch.index.tolist()]
     assert numbers == list(range(COUNT))
     assert not list(plan.glob("all/parts/.*"))  # what killed tasks left is gone
+
+
+SAVING = {
+    "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+    "init_args": {"every_n_train_steps": 50},
+}
+
+
+def test_trainings_that_are_told_to_stop_requeued_and_sent_again(cluster, command, tmp_path):
+    """Of three radii; whatever happens to a task, it ends as an unbroken training does."""
+    trainer = {"max_steps": 600, "callbacks": [SAVING]}
+    config = tiny.merged(tiny.classification(attack=tiny.pgd()), {"trainer": trainer})
+    (tmp_path / "fit.yaml").write_text(yaml.safe_dump(config))
+    plan, radii = tmp_path / "plan", ("0.1", "0.2", "0.4")
+    words = ["submit", "fit", "fit.yaml", f"--sweep=model.attack.radius={','.join(radii)}"]
+    array, merge = sent(command(*words, "--folder=plan"))
+
+    def logs():
+        return "\n".join(f"{f}: {f.read_text()[-3000:]}" for f in plan.glob("logs/*"))
+
+    def reached(radius, step):
+        return lambda: any(
+            int(path.stem.rpartition("=")[2]) >= step
+            for path in plan.glob(f"radius={radius}/checkpoints/*step=*.ckpt")
+        )
+
+    until(reached("0.1", 50), logs)
+    cluster.run("scancel", "--signal=USR1", f"{array}_0")
+    until(reached("0.2", 100), logs)
+    cluster.run("scontrol", "requeue", f"{array}_1")
+    until(reached("0.4", 100), logs)
+    cluster.run("scancel", f"{array}_2")
+    for task in (0, 1):
+        assert cluster.wait(f"{array}_{task}", 200, "COMPLETED")["Restarts"] == "1", logs()
+    assert cluster.wait(merge)["JobState"] == "FAILED", logs()
+    assert "--array=2 " in (plan / f"logs/merge_{merge}.out").read_text()
+
+    again, merge = sent(command(*words, "--folder=plan"))
+    assert cluster.wait(merge, 200)["JobState"] == "COMPLETED", logs()
+    assert cluster.job(f"{again}_2")["JobState"] == "COMPLETED"
+    assert (plan / "merged.md").read_text().count("| radius=") == 3
+    command(*words, "--folder=unbroken", "--local=2")
+    for radius in radii:
+        ours, theirs = (
+            (tmp_path / place / f"radius={radius}/classifier.safetensors").read_bytes()
+            for place in ("plan", "unbroken")
+        )
+        assert ours == theirs, radius
+        told = json.loads((plan / f"radius={radius}/results.json").read_text())
+        assert told["run"]["resumed"]["step"] >= 50

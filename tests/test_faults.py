@@ -1,0 +1,72 @@
+"""Work that is killed at random moments: no image lost or doubled, no half file, the same end.
+
+    make faults KILLS=200 MOMENTS=1
+
+A server imports everything once and forks each start of the work, so a kill costs seconds. What is
+killed is the process and all that it started, as SLURM ends a job, or the process alone.
+"""
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from faults import Preparing, Sampling, Saving, start
+
+pytestmark = pytest.mark.check
+KILLS = int(os.environ.get("KILLS") or 15)
+SEED = int(os.environ.get("SEED") or random.SystemRandom().randrange(10**6))
+
+
+def struck(server, kind, folder, log, moment, alone):
+    """Whether the work was killed, that moment after its start; else it has ended well."""
+    process = server.Process(target=start, args=(kind, folder, log))
+    process.start()
+    process.join(moment)
+    killed = process.is_alive()
+    if killed and alone:
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        time.sleep(0.02)  # what it started goes on for a while
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        assert not killed or alone, "the process had not begun"
+    process.join()
+    assert killed or process.exitcode == 0, Path(log).read_text(errors="replace")[-3000:]
+    return killed
+
+
+@pytest.mark.parametrize("place", range(3), ids=["preparing", "sampling", "saving"])
+def test_killed_at_random_moments(tmp_path, place):
+    """What was killed goes on, until it ends as if nothing had been."""
+    kind = (Preparing, Sampling, Saving)[place](tmp_path)
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["robustguide.main", "faults"])
+    log, rng = str(tmp_path / "log"), random.Random(f"{SEED} {place}")
+    first = [tmp_path / f"unbroken{i}" for i in range(2)]
+    for folder in first:  # the server starts with the first one
+        began = time.monotonic()
+        assert not struck(server, kind, folder, log, 300, False)
+        length = time.monotonic() - began
+        kind.conclude(folder)
+    kills = [KILLS // 3 + (place < KILLS % 3), 0, 0]  # asked for, done, folders that were ended
+    print(f"seed {SEED}: {kills[0]} kills within {length:.2f} s")
+    folder = tmp_path / "killed0"
+    while kills[1] < kills[0] or folder.exists():
+        is_due = kills[1] < kills[0]
+        moment = rng.uniform(0.02, length) if is_due else 300
+        alone = rng.random() < 0.3
+        if struck(server, kind, folder, log, moment, alone):
+            kills[1] += 1
+            print(f"{kills[1]}: {folder.name} at {moment:.3f} s{' alone' * alone}", flush=True)
+            if folder.exists():
+                kind.inspect(folder)
+        else:
+            kind.conclude(folder)
+            kills[2] += 1
+            folder = tmp_path / f"killed{kills[2]}"
+    assert kills[2] >= 1
