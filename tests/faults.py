@@ -92,7 +92,7 @@ class Saving:
     def inspect(self, folder):
         for path in folder.glob("checkpoints/[!.]*.ckpt"):
             step = torch.load(path, weights_only=False)["global_step"]
-            assert path.name == "last.ckpt" or path.stem.endswith(f"step={step}"), path
+            assert path.name == "last.ckpt" or f"step={step}" in path.stem.split("-"), path
 
     def conclude(self, folder):
         self.inspect(folder)
