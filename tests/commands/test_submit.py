@@ -8,15 +8,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import array_runs
 import pytest
 import tiny
 import torch
 import yaml
+from permissions import no_administrator, read_only_folder
 
 from robustguide.__main__ import main
 from robustguide.data.generated import open_samples
+from robustguide.plans.submission import Wanted, planned, written
 
 GONE = (
     "model.denoiser={class_path: robustguide.checkpoints.load_denoiser, "
@@ -201,6 +205,33 @@ def test_trainings_of_a_sweep_go_on_where_they_were_killed(tmp_path, capsys):
     capsys.readouterr()
     main(["work", str(folder), "1"])
     assert "lr=0.02: is there" in capsys.readouterr().out
+
+
+@pytest.mark.check
+def test_a_full_disk_ends_a_task_and_leaves_no_half_chunk(config, tmp_path):
+    """No file grows beyond six kilobytes; later there is room, and the task goes on."""
+    folder = tmp_path / "array"
+    words = ["submit", config, "--num-samples=8", "--chunk=4", "--local=1"]
+    assert main([*words, f"--folder={tmp_path / 'whole'}"]) == 0
+    (folder / "settings").mkdir(parents=True)
+    shutil.copy(tmp_path / "whole/settings/all.yaml", folder / "settings")
+    shutil.copy(tmp_path / "whole/plan.json", folder)
+    command = f"ulimit -f 6; exec {sys.executable} -m robustguide work {folder} 0"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 1 and "File too large" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr.partition("\n")[0]
+    assert not list(folder.glob("all/parts/*")) and not list(folder.glob("all/parts/.*"))
+    assert main(["status", str(folder)]) == 1
+    assert main([*words, f"--folder={folder}"]) == 0
+    array_runs.same(array_runs.found(folder / "all"), array_runs.found(tmp_path / "whole/all"))
+
+
+def test_a_folder_that_is_read_only_is_named(config):
+    plan, texts = planned(Wanted("test", (config,), Path("nowhere"), 8))
+    with read_only_folder() as folder:
+        with no_administrator(), pytest.raises(PermissionError, match=str(folder)):
+            written(replace(plan, folder=folder / "array"), texts)
+        assert not list(folder.iterdir())
 
 
 @pytest.mark.check

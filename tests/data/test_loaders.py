@@ -164,6 +164,24 @@ def test_evaluation_hands_out_each_image_once_in_order(num_workers):
     assert y.tolist() == [split[i][1] for i in index.tolist()]
 
 
+SERVED = """
+import multiprocessing
+from robustguide.data.loaders import load
+if __name__ == "__main__":
+    multiprocessing.set_start_method("METHOD")
+    print([list(batch) for batch in load([3, 4, 5, 6], [[0, 1], [2, 3]], 1)])
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_workers_serve_however_processes_start(tmp_path, method):
+    """Python 3.14 starts them by a server, which is then the parent of a worker."""
+    script = tmp_path / "served.py"
+    script.write_text(SERVED.replace("METHOD", method))
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[[3, 4], [5, 6]]\n", done.stderr
+
+
 def test_workers_ignore_the_signal_of_slurm():
     before = signal.getsignal(signal.SIGUSR1)
     try:

@@ -1,13 +1,10 @@
 """Preparation with bad input: one clear error each, and nothing half written."""
 
-import os
 import resource
-import tempfile
-from contextlib import contextmanager
-from pathlib import Path
 
 import photographs
 import pytest
+from permissions import no_administrator, read_only_folder
 from photographs import write
 
 from robustguide.data import DataError, Digits, write_shards
@@ -69,35 +66,14 @@ def test_a_full_disk_leaves_no_half_file(photos, tmp_path, small_disk, num_worke
     assert photographs.contents(tmp_path / "shards") == photographs.contents(tmp_path / "unbroken")
 
 
-@pytest.fixture
-def read_only():
-    """A folder that may not be written to."""
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o555)
-    yield folder
-    folder.chmod(0o755)
-    folder.rmdir()
-
-
-@contextmanager
-def no_administrator():
-    """Without the right to write everywhere."""
-    user = os.geteuid()
-    if not user:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(user)
-
-
-def test_a_read_only_folder_is_named(read_only):
+def test_a_read_only_folder_is_named():
     source = Digits(fold=(0, 40))
     assert len(source.split("train")) == 32
-    for place in (read_only, read_only / "shards"):
-        with (
-            no_administrator(),
-            pytest.raises(PermissionError, match=f"Cannot write .Permission denied.*{place}"),
-        ):
-            write_shards(source, str(place))
-    assert not list(read_only.iterdir())
+    with read_only_folder() as folder:
+        for place in (folder, folder / "shards"):
+            with (
+                no_administrator(),
+                pytest.raises(PermissionError, match=f"Cannot write .Permission denied.*{place}"),
+            ):
+                write_shards(source, str(place))
+        assert not list(folder.iterdir())
