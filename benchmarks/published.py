@@ -6,6 +6,8 @@ misclassified, in float32 and contiguous memory. Attention is computed again in 
 as in the networks of Dhariwal and Nichol (2021), whatever their switch for that says.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,7 +29,7 @@ def with_recomputed_attention(net: nn.Module) -> nn.Module:
 class Recomputed:
     """A function whose inside is computed again for the gradient."""
 
-    def __init__(self, function) -> None:
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         self.function = function
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -13,8 +13,7 @@ from robustguide.nets import EncoderUNet
 from robustguide.noise import expand, linear_levels, vp_scale
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-import published  # noqa: E402
-
+import published
 
 RADIUS = 0.6  # by which rows fall one after another
 
