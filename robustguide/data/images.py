@@ -142,6 +142,7 @@ class Rows(Split):
         rows: The rows that belong to this split.
         name: Names the data set in errors.
         num_classes: Labels lie below it.
+        channels: 1, or for bytes also 3 with the same in each.
     """
 
     def __init__(
@@ -151,8 +152,9 @@ class Rows(Split):
         rows: Sequence[int],
         name: str,
         num_classes: int,
+        channels: int = 1,
     ) -> None:
-        super().__init__((1, images.shape[1], images.shape[2]), num_classes)
+        super().__init__((channels, images.shape[1], images.shape[2]), num_classes)
         self.images, self.labels, self.rows, self.name = images, labels, rows, name
 
     def __len__(self) -> int:
@@ -170,7 +172,8 @@ class Rows(Split):
         if not 0 <= min(labels) <= max(labels) < self.num_classes:
             return super().__getitems__(indices)  # names the one that is wrong
         pixels = self.images[rows].astype(np.float32)[:, None]
-        return torch.from_numpy(pixels / 127.5 - 1), torch.tensor(labels), torch.tensor(indices)
+        x_0 = torch.from_numpy(pixels / 127.5 - 1).expand(-1, self.shape[0], -1, -1).contiguous()
+        return x_0, torch.tensor(labels), torch.tensor(indices)
 
     def describe(self, index: int) -> str:
         """Names the row."""

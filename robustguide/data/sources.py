@@ -64,16 +64,19 @@ class FashionMNIST(ImageSource):
         root: Folder of the files, or the one that torchvision was given; without it, that of
             Debian's package dataset-fashion-mnist.
         size: 28, or 32 to pad each side with two black pixels.
+        channels: 1, or 3 with the same in each, for networks of colour images.
     """
 
     class_names = (
         "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(",")
     )
 
-    def __init__(self, root: str | None = None, size: int = 28) -> None:
+    def __init__(self, root: str | None = None, size: int = 28, channels: int = 1) -> None:
         if size < 28 or size % 2:
             raise ValueError(f"size is {size}; expected 28, or an even number above to pad to.")
-        self.root, self.shape = root, (1, size, size)
+        if channels not in (1, 3):
+            raise ValueError(f"channels is {channels}; expected 1, or 3 for colour networks.")
+        self.root, self.shape = root, (channels, size, size)
 
     @property
     def folders(self) -> list[Path]:
@@ -91,7 +94,8 @@ class FashionMNIST(ImageSource):
         rows: Sequence[int] = range(len(labels))
         if name != "test":
             rows = hold_out(rows, labels, 0.1)[name == "validation"]
-        return Rows(images, labels, rows, f"Fashion-MNIST ({prefix})", self.num_classes)
+        told = f"Fashion-MNIST ({prefix})"
+        return Rows(images, labels, rows, told, self.num_classes, self.shape[0])
 
     def _find(self, name: str) -> Path:
         for path in (folder / (name + end) for folder in self.folders for end in (".gz", "")):

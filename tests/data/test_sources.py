@@ -108,6 +108,22 @@ def test_fashion_mnist_is_read_from_its_files(tmp_path, below, compress):
     assert (x_0[0, :2] == -1).all() and (x_0[0, :, -2:] == -1).all()
 
 
+def test_fashion_mnist_for_networks_of_colour_images(tmp_path):
+    write_fashion_mnist(tmp_path)
+    grey, colour = (
+        FashionMNIST(str(tmp_path), size=32, channels=channels).split("test")
+        for channels in (1, 3)
+    )
+    x_0, y, index = colour.__getitems__([29, 3])
+    want, *same = grey.__getitems__([29, 3])
+    assert x_0.shape == (2, 3, 32, 32) and x_0.is_contiguous()
+    assert torch.equal(x_0, want.expand(-1, 3, -1, -1))
+    assert torch.equal(y, same[0]) and torch.equal(index, same[1])
+    assert torch.equal(colour[29][0], x_0[0])  # one by one, through Pillow
+    with pytest.raises(ValueError, match="channels is 2; expected 1, or 3"):
+        FashionMNIST(channels=2)
+
+
 def test_fashion_mnist_that_is_cut(tmp_path):
     write_fashion_mnist(tmp_path / "root")
     path = tmp_path / "root" / "t10k-labels-idx1-ubyte.gz"
