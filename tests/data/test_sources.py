@@ -109,9 +109,9 @@ def test_fashion_mnist_is_read_from_its_files(tmp_path, below, compress):
 
 
 def test_fashion_mnist_for_networks_of_colour_images(tmp_path):
-    write_fashion_mnist(tmp_path)
+    write_fashion_mnist(tmp_path / "root")
     grey, colour = (
-        FashionMNIST(str(tmp_path), size=32, channels=channels).split("test")
+        FashionMNIST(str(tmp_path / "root"), size=32, channels=channels).split("test")
         for channels in (1, 3)
     )
     x_0, y, index = colour.__getitems__([29, 3])
