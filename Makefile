@@ -32,7 +32,7 @@ check: install
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m check
 
 faults: install
-	@OMP_NUM_THREADS=1 KILLS=$(KILLS) SEED=$(MOMENTS) $(BIN)/python -m pytest -q -s -m check tests/test_faults.py
+	@OMP_NUM_THREADS=1 KILLS=$(KILLS) MOMENTS=$(MOMENTS) $(BIN)/python -m pytest -q -s -m check tests/test_faults.py
 
 clean:
 	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

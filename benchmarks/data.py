@@ -174,6 +174,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--turns", type=int, default=40)
     options = parser.parse_args()
+    if options.turns < 2:
+        parser.error(f"--turns is {options.turns}; expected 2 or more, for quartiles")
     torch.set_num_threads(1)
     print(f"{options.workers} workers, {SIZE} px, batches of {BATCH}, {options.turns} turns")
     print(

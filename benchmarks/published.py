@@ -6,7 +6,7 @@ misclassified, in float32 and contiguous memory. Attention is computed again in 
 as in the networks of Dhariwal and Nichol (2021), whatever their switch for that says.
 """
 
-from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -22,19 +22,8 @@ def with_recomputed_attention(net: nn.Module) -> nn.Module:
     """The same network, whose attention keeps its input alone and is computed again."""
     for block in net.modules():
         if isinstance(block, AttentionBlock):
-            block.forward = Recomputed(block.forward)  # type: ignore[method-assign]
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
     return net
-
-
-class Recomputed:
-    """A function whose inside is computed again for the gradient."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        self.function = function
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Its value."""
-        return checkpoint(self.function, x, use_reentrant=False)
 
 
 def attacked(
@@ -48,7 +37,7 @@ def attacked(
         y: Labels.
         t: Steps of the chain.
         radius: Of the L2 ball around each of x_t.
-        steps: Number of steps, each of 2.5 radius / steps.
+        steps: Number of steps, each of 2.5 radius / steps; none follows once all rows are wrong.
     """
     start, moving, history = x_t.detach(), x_t.detach(), []
     for _ in range(steps):
@@ -66,21 +55,3 @@ def attacked(
             offset = offset * radius / norm.clamp(min=radius)
             moving = torch.where(right[:, None, None, None], start + offset, moving.detach())
     return moving.detach(), history
-
-
-def robust_step(
-    net: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    x_t: Tensor,
-    y: Tensor,
-    t: Tensor,
-    radius: float,
-    steps: int,
-) -> float:
-    """One step of training on the adversaries alone; gives the loss."""
-    adversary, _ = attacked(net, x_t, y, t, radius, steps)
-    optimizer.zero_grad()
-    loss = F.cross_entropy(net(adversary, t), y)
-    loss.backward()
-    optimizer.step()
-    return loss.item()

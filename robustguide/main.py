@@ -28,7 +28,7 @@ from robustguide.callbacks import Export, Progress, ReportCards, Requeue, Result
 from robustguide.callbacks.saving import WholeCheckpoints, remove_parts
 from robustguide.complaints import explain, innermost
 from robustguide.files import alone, whole
-from robustguide.plans.arrays import FILE, Plan
+from robustguide.plans.arrays import Plan
 from robustguide.samplers import Sampler
 
 NOTE = "owner"  # in a run folder: whose training it holds
@@ -197,8 +197,8 @@ def latest(trainer: Trainer) -> Path | None:
     """
     root, *folders = checkpoint_folders(trainer)
     note, owner = root / NOTE, owner_of(root)
-    is_known = owner is not None and note.is_file() and note.read_text() == owner
-    if not is_known or not (is_of_plan(root) or int(os.environ.get("SLURM_RESTART_COUNT") or 0)):
+    is_again = int(os.environ.get("SLURM_RESTART_COUNT") or 0) or plan_of(root) is not None
+    if not is_again or not note.is_file() or note.read_text() != owner:
         return None
     found = [*root.glob("hpc_ckpt_*.ckpt")]
     found += [path for folder in folders for path in folder.glob("*.ckpt")]
@@ -207,19 +207,23 @@ def latest(trainer: Trainer) -> Path | None:
     return max((p for p in found if times[p] >= began), key=times.__getitem__, default=None)
 
 
-def is_of_plan(root: Path) -> bool:
-    """Whether a run folder is that of a training of a sweep, whose configuration is fixed."""
-    return (root.parent / FILE).is_file()
+def plan_of(root: Path) -> Plan | None:
+    """The plan one of whose trainings has this run folder, with a configuration that is fixed."""
+    try:
+        plan = Plan.read(root.parent)
+    except ValueError:  # there is none, or it was edited, which `robustguide work` refuses
+        return None
+    return plan if plan.stage == "fit" and root in [unit.folder for unit in plan.units] else None
 
 
 def owner_of(root: Path) -> str | None:
     """Whose training a run folder holds: a plan's, whichever job does it, or a SLURM job's.
 
-    Raises:
-        ValueError: The plan was edited.
+    Args:
+        root: Absolute.
     """
-    if is_of_plan(root):
-        return f"the plan {Plan.read(root.parent).told()['digest']}"
+    if plan := plan_of(root):
+        return f"the plan {plan.told()['digest']}"
     job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID")
     task = os.environ.get("SLURM_ARRAY_TASK_ID")
     return job and f"SLURM job {job}{f'_{task}' if task else ''}"

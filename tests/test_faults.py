@@ -18,7 +18,7 @@ from faults import Preparing, Sampling, Saving, start
 
 pytestmark = pytest.mark.check
 KILLS = int(os.environ.get("KILLS") or 15)
-SEED = int(os.environ.get("SEED") or random.SystemRandom().randrange(10**6))
+MOMENTS = int(os.environ.get("MOMENTS") or random.SystemRandom().randrange(10**6))  # the seed
 
 
 def struck(server, kind, folder, log, moment, alone):
@@ -47,27 +47,25 @@ def test_killed_at_random_moments(tmp_path, place):
     kind = (Preparing, Sampling, Saving)[place](tmp_path)
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["robustguide.main", "faults"])
-    log, rng = str(tmp_path / "log"), random.Random(f"{SEED} {place}")
-    first = [tmp_path / f"unbroken{i}" for i in range(2)]
-    for folder in first:  # the server starts with the first one
+    log, rng = str(tmp_path / "log"), random.Random(f"{MOMENTS} {place}")
+    for folder in (tmp_path / "first", tmp_path / "second"):  # the server starts with the first
         began = time.monotonic()
         assert not struck(server, kind, folder, log, 300, False)
         length = time.monotonic() - began
         kind.conclude(folder)
-    kills = [KILLS // 3 + (place < KILLS % 3), 0, 0]  # asked for, done, folders that were ended
-    print(f"seed {SEED}: {kills[0]} kills within {length:.2f} s")
+    wanted, killed, ended = KILLS // 3 + (place < KILLS % 3), 0, 0
+    print(f"MOMENTS={MOMENTS}: {wanted} kills within {length:.2f} s")
     folder = tmp_path / "killed0"
-    while kills[1] < kills[0] or folder.exists():
-        is_due = kills[1] < kills[0]
-        moment = rng.uniform(0.02, length) if is_due else 300
+    while killed < wanted or folder.exists():
+        moment = rng.uniform(0.02, length) if killed < wanted else 300
         alone = rng.random() < 0.3
         if struck(server, kind, folder, log, moment, alone):
-            kills[1] += 1
-            print(f"{kills[1]}: {folder.name} at {moment:.3f} s{' alone' * alone}", flush=True)
+            killed += 1
+            print(f"{killed}: {folder.name} at {moment:.3f} s{' alone' * alone}", flush=True)
             if folder.exists():
                 kind.inspect(folder)
         else:
             kind.conclude(folder)
-            kills[2] += 1
-            folder = tmp_path / f"killed{kills[2]}"
-    assert kills[2] >= 1
+            ended += 1
+            folder = tmp_path / f"killed{ended}"
+    assert ended >= 1

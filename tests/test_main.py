@@ -25,7 +25,8 @@ from robustguide.callbacks import EMA, Export, ReportCards, Requeue, Results
 from robustguide.checkpoints import trusting
 from robustguide.data import Digits
 from robustguide.guidance import Guidance
-from robustguide.main import Parser, latest, turn
+from robustguide.main import Parser, latest, plan_of, turn
+from robustguide.plans.arrays import Plan, Setting, sha256
 from robustguide.samplers import Sampler
 from robustguide.samplers.seeds import mixed
 
@@ -307,9 +308,7 @@ def test_a_run_folder_serves_one_run_at_a_time(runs, tmp_path):
 
 def test_a_requeued_job_goes_on_from_its_newest_checkpoint(slurm, monkeypatch):
     """SLURM's signal left one, and the clock a later one, before the job was killed."""
-    saving = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"}
-    saving["init_args"] = {"every_n_train_steps": 1}
-    trainer = {"max_steps": 2, "callbacks": [saving]}
+    trainer = {"max_steps": 2, "callbacks": [tiny.saving(1)]}
     config = tiny.merged(tiny.classification(), {"trainer": trainer})
     (slurm / "checkpoints").mkdir(parents=True)
     (slurm / "checkpoints/another.ckpt").write_bytes(b"of a run that was here before")
@@ -330,6 +329,15 @@ def test_a_requeued_job_goes_on_from_its_newest_checkpoint(slurm, monkeypatch):
     for path in slurm.rglob("*.ckpt"):
         os.utime(path, (1, 1))
     assert latest(cli.trainer) is None  # all are older than this job
+
+
+def test_a_training_belongs_to_a_plan_only_where_the_plan_says_so(tmp_path):
+    plan = Plan(tmp_path, "fit", (Setting("lr=1", (), sha256(b"text")),), 1)
+    plan.write(["text"])
+    assert plan_of(tmp_path / "lr=1").told() == plan.told()
+    assert plan_of(tmp_path / "by_hand") is None and plan_of(tmp_path) is None
+    (tmp_path / "plan.json").write_text("{}")  # another program's, perhaps
+    assert plan_of(tmp_path / "lr=1") is None
 
 
 def test_an_evaluation_is_not_requeued(slurm, runs):

@@ -39,6 +39,15 @@ def adamw(lr=0.01):
     return {"class_path": "torch.optim.AdamW", "init_args": {"lr": lr}}
 
 
+def saving(every, **arguments):
+    """Checkpoints at every so many steps."""
+    arguments = {"every_n_train_steps": every} | arguments
+    return {
+        "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+        "init_args": arguments,
+    }
+
+
 def merged(base, *changes):
     """Dicts merged deeply; another class path replaces what stood there."""
     base = copy.deepcopy(base)

@@ -48,6 +48,10 @@ def until(is_true, what, seconds=120):
         time.sleep(0.2)
 
 
+def logs_of(plan):
+    return lambda: "\n".join(f"{f}: {f.read_text()[-3000:]}" for f in plan.glob("logs/*"))
+
+
 def sent(said):
     """Numbers of the array and of the merge."""
     return re.search(r"as job (\d+), the merge as (\d+)", said).groups()
@@ -57,11 +61,9 @@ def test_a_killed_a_requeued_and_a_cancelled_task(cluster, command, tmp_path):
     """Eight tasks, two at a time; the result is that of one run in one process."""
     (tmp_path / "sampling.yaml").write_text(yaml.safe_dump(array_runs.measured(steps=STEPS)))
     plan = tmp_path / "plan"
+    logs = logs_of(plan)
     words = ["submit", "sampling.yaml", f"--num-samples={COUNT}", "--array=8%2", "--chunk=4"]
     array, merge = sent(command(*words, "--folder=plan"))
-
-    def logs():
-        return "\n".join(f"{f}: {f.read_text()[-3000:]}" for f in plan.glob("logs/*"))
 
     def under_way(task):
         units = (2 * task * 4, (2 * task + 1) * 4)
@@ -101,23 +103,15 @@ def test_a_killed_a_requeued_and_a_cancelled_task(cluster, command, tmp_path):
     assert not list(plan.glob("all/parts/.*"))  # what killed tasks left is gone
 
 
-SAVING = {
-    "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-    "init_args": {"every_n_train_steps": 50},
-}
-
-
 def test_trainings_that_are_told_to_stop_requeued_and_sent_again(cluster, command, tmp_path):
     """Of three radii; whatever happens to a task, it ends as an unbroken training does."""
-    trainer = {"max_steps": 600, "callbacks": [SAVING]}
+    trainer = {"max_steps": 600, "callbacks": [tiny.saving(50)]}
     config = tiny.merged(tiny.classification(attack=tiny.pgd()), {"trainer": trainer})
     (tmp_path / "fit.yaml").write_text(yaml.safe_dump(config))
     plan, radii = tmp_path / "plan", ("0.1", "0.2", "0.4")
+    logs = logs_of(plan)
     words = ["submit", "fit", "fit.yaml", f"--sweep=model.attack.radius={','.join(radii)}"]
     array, merge = sent(command(*words, "--folder=plan"))
-
-    def logs():
-        return "\n".join(f"{f}: {f.read_text()[-3000:]}" for f in plan.glob("logs/*"))
 
     def reached(radius, step):
         return lambda: any(

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny
 from slurm.cluster import Cluster
 
 from robustguide.checkpoints import read_metadata
@@ -115,16 +116,10 @@ def test_a_training_that_is_told_while_it_starts_is_requeued(cluster, send, tmp_
     assert read_metadata(run / "classifier.safetensors").extra["steps"] == 50
 
 
-SAVING = {
-    "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-    "init_args": {"every_n_train_steps": 50},
-}
-
-
 def test_two_nodes_that_are_stopped_end_as_if_they_were_not(cluster, send, tmp_path):
     """Told by SLURM's signal, and then killed without a word, on two nodes, joined by gloo."""
     steps = 400
-    saving = f"--trainer.callbacks+={json.dumps(SAVING)}"
+    saving = f"--trainer.callbacks+={json.dumps(tiny.saving(50))}"
     words = (*DIGITS, f"--trainer.max_steps={steps}", saving)
     unbroken = send("fit.sbatch", *words, options=["--nodes=2"])
     assert cluster.wait(unbroken)["JobState"] == "COMPLETED", log_of(tmp_path, unbroken)
