@@ -33,6 +33,7 @@ from robustguide.nets.edm_blocks import (
     halved,
     one_hot,
 )
+from robustguide.nets.recomputing import run
 
 
 class EDMUNet(nn.Module):
@@ -51,6 +52,7 @@ class EDMUNet(nn.Module):
         channel_mult: Sequence[int],
         attn_resolutions: Sequence[int],
         style: Style,
+        use_checkpoint: bool,
     ) -> None:
         super().__init__()
         self.factor = 2 ** (len(channel_mult) - 1)
@@ -70,7 +72,7 @@ class EDMUNet(nn.Module):
         self.label_dim, self.augment_dim = label_dim, augment_dim
         self.widths = [model_channels * mult for mult in channel_mult]
         self.attends = [resolution in attn_resolutions for resolution in self.resolutions]
-        self.style = style
+        self.style, self.use_checkpoint = style, use_checkpoint
         self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
         self.map_channels: list[int] = []  # of each map that the decoder will take up
 
@@ -113,6 +115,10 @@ class EDMUNet(nn.Module):
             self.dec[f"{name}_block{index}"], channels = block, self.widths[level]
         return channels
 
+    def run(self, block: nn.Module, x: Tensor, emb: Tensor) -> Tensor:
+        """The block's value; see `use_checkpoint`."""
+        return run(block, x, emb, recomputes=self.use_checkpoint)
+
     def encode(self, x: Tensor, emb: Tensor) -> list[Tensor]:
         """Feature maps, finest first; `image` is the input as it travels beside them."""
         image, maps = x, []
@@ -127,7 +133,7 @@ class EDMUNet(nn.Module):
                 case "aux_residual":
                     maps[-1] = image = (maps[-1] + layer(image)) * math.sqrt(0.5)
                 case _:
-                    maps.append(layer(maps[-1], emb))
+                    maps.append(self.run(layer, maps[-1], emb))
         return maps
 
     def check(self, x: Tensor, y: Tensor | None, augment: Tensor | None) -> None:
@@ -171,6 +177,7 @@ class DhariwalUNet(EDMUNet):
         attn_resolutions: Sides, in pixels, of the levels that have attention.
         dropout: Probability, inside residual blocks.
         channels_per_head: Least channels of a head of attention; 64 in every public network.
+        use_checkpoint: Recompute blocks for the gradient: less memory, more time.
 
     Raises:
         ValueError: Sizes that do not fit each other.
@@ -190,6 +197,7 @@ class DhariwalUNet(EDMUNet):
         attn_resolutions: Sequence[int] = (32, 16, 8),
         dropout: float = 0.1,
         channels_per_head: int = 64,
+        use_checkpoint: bool = False,
     ) -> None:
         embedding = model_channels * channel_mult_emb
         super().__init__(
@@ -209,6 +217,7 @@ class DhariwalUNet(EDMUNet):
                 taps=(1, 1),
                 resamples_by_conv=False,
             ),
+            use_checkpoint,
         )
         self.channels_per_head = channels_per_head
         self.out_channels = out_channels
@@ -271,7 +280,8 @@ class DhariwalUNet(EDMUNet):
         maps = self.encode(x, emb)
         x = maps[-1]
         for name, block in self.dec.items():
-            x = block(torch.cat([x, maps.pop()], dim=1) if "_block" in name else x, emb)
+            taken = torch.cat([x, maps.pop()], dim=1) if "_block" in name else x
+            x = self.run(block, taken, emb)
         return self.out_conv(F.silu(self.out_norm(x)))
 
 
@@ -312,6 +322,7 @@ class SongUNet(EDMUNet):
         encoder_type: Literal["standard", "skip", "residual"] = "standard",
         decoder_type: Literal["standard", "skip"] = "standard",
         resample_filter: Sequence[int] = (1, 1),
+        use_checkpoint: bool = False,
     ) -> None:
         embedding, noise_channels = (
             model_channels * mult for mult in (channel_mult_emb, channel_mult_noise)
@@ -333,6 +344,7 @@ class SongUNet(EDMUNet):
                 taps=tuple(resample_filter),
                 resamples_by_conv=True,
             ),
+            use_checkpoint,
         )
         self.out_channels = out_channels
         positional = embedding_type == "positional"
@@ -425,5 +437,5 @@ class SongUNet(EDMUNet):
                     image = layer(normed) + image
                 case kind:
                     taken = torch.cat([x, maps.pop()], dim=1) if "block" in kind else x
-                    x = layer(taken, emb)
+                    x = self.run(layer, taken, emb)
         return image

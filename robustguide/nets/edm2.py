@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from robustguide.nets.edm2_blocks import Blocks, MPConv, MPFourier, mp_cat, mp_silu, mp_sum
+from robustguide.nets.recomputing import run
 
 
 class EDM2UNet(nn.Module):
@@ -37,6 +38,7 @@ class EDM2UNet(nn.Module):
         attn_balance: Part of the attention in its sums.
         clip_act: Bound of what a block gives; null for none.
         resample_filter: Taps of the filter of resampling, an even number of them.
+        use_checkpoint: Recompute blocks for the gradient: less memory, more time.
 
     Raises:
         ValueError: Sizes that do not fit each other.
@@ -61,12 +63,14 @@ class EDM2UNet(nn.Module):
         attn_balance: float = 0.3,
         clip_act: float | None = 256.0,
         resample_filter: Sequence[float] = (1, 1),
+        use_checkpoint: bool = False,
     ) -> None:
         super().__init__()
         check_levels(img_resolution, len(channel_mult), attn_resolutions, resample_filter)
         self.img_resolution, self.label_dim = img_resolution, label_dim
         self.label_balance, self.concat_balance = label_balance, concat_balance
         self.attn_resolutions = tuple(attn_resolutions)
+        self.use_checkpoint = use_checkpoint
         widths = [mult * model_channels for mult in channel_mult]
         self.levels = [(img_resolution >> level, width) for level, width in enumerate(widths)]
         waves = widths[0] if channel_mult_noise is None else model_channels * channel_mult_noise
@@ -139,13 +143,17 @@ class EDM2UNet(nn.Module):
         stem, *blocks = self.enc.values()
         skips = [stem(torch.cat([x, torch.ones_like(x[:, :1])], dim=1))]
         for block in blocks:
-            skips.append(block(skips[-1], emb))
+            skips.append(self.run(block, skips[-1], emb))
         h = skips[-1]
         for block in self.dec.values():
             if block.skip_channels:
                 h = mp_cat(h, skips.pop(), self.concat_balance)
-            h = block(h, emb)
+            h = self.run(block, h, emb)
         return self.out_conv(h, self.out_gain)
+
+    def run(self, block: nn.Module, x: Tensor, emb: Tensor) -> Tensor:
+        """The block's value; see `use_checkpoint`."""
+        return run(block, x, emb, recomputes=self.use_checkpoint, again=Resting(block))
 
     def embed(self, noise: Tensor, y: Tensor | None) -> Tensor:
         """Embedding of noise conditions (b,) and labels (b,)."""
@@ -170,6 +178,25 @@ class EDM2UNet(nn.Module):
                 f"The U-Net was built with label_dim={self.label_dim} and called {given} labels; "
                 "give y exactly where there are classes."
             )
+
+
+class Resting:
+    """Leaves the weights of a block as they are: its layers have written them back already.
+
+    Twice would not be the same: a weight is divided by its magnitude plus a small number.
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        self.layers = [each for each in block.modules() if isinstance(each, MPConv)]
+
+    def __enter__(self) -> None:
+        self.were = [layer.training for layer in self.layers]
+        for layer in self.layers:
+            layer.training = False
+
+    def __exit__(self, *error: object) -> None:
+        for layer, was in zip(self.layers, self.were, strict=True):
+            layer.training = was
 
 
 def check_levels(
