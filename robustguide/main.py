@@ -24,7 +24,7 @@ from lightning.pytorch.cli import (
 )
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from robustguide.callbacks import Export, Progress, ReportCards, Requeue, Results
+from robustguide.callbacks import Export, Meter, Progress, ReportCards, Requeue, Results
 from robustguide.callbacks.saving import WholeCheckpoints, remove_parts
 from robustguide.complaints import explain, innermost
 from robustguide.files import alone, whole
@@ -174,10 +174,14 @@ class CommandLine(LightningCLI):
 def turn(callback: Callback) -> int:
     """What measures comes before EMA, which puts raw weights back; what saves comes after it.
 
+    What times a step comes first, so that it times nothing else.
+
     A checkpoint saved before EMA has averaged a step would lack that step for ever; one that was
     saved before a job is requeued is not due again after it.
     """
     is_average, is_saved = isinstance(callback, WeightAveraging), isinstance(callback, Checkpoint)
+    if isinstance(callback, Meter):
+        return -1
     return is_average + 2 * is_saved + 3 * isinstance(callback, Requeue)
 
 
@@ -300,7 +304,9 @@ def run(args: list[str] | None = None) -> LightningCLI:
             trainer_defaults={
                 "inference_mode": False,  # attacks and guidance take gradients in evaluation
                 "use_distributed_sampler": False,  # the data modules divide by process themselves
-                "callbacks": [Progress(), ReportCards(), Export(), Results(), Requeue()],
+                "callbacks": [
+                    *(Meter(), Progress(), ReportCards(), Export(), Results(), Requeue())
+                ],
             },
             save_config_callback=SaveConfig,
             save_config_kwargs={"save_to_log_dir": False},

@@ -3,6 +3,7 @@
 from robustguide.callbacks.calibration import TrajectoryCalibration
 from robustguide.callbacks.ema import EMA
 from robustguide.callbacks.export import Export
+from robustguide.callbacks.meter import Meter
 from robustguide.callbacks.parts import PartWriter
 from robustguide.callbacks.progress import Progress
 from robustguide.callbacks.quality import Quality
@@ -16,6 +17,7 @@ __all__ = [
     "EMA",
     "ClassAccuracy",
     "Export",
+    "Meter",
     "PartWriter",
     "Progress",
     "Quality",

@@ -16,6 +16,7 @@ from lightning import LightningModule, Trainer
 from safetensors.torch import save_file
 from torch import Tensor
 
+from robustguide.callbacks.meter import Meter
 from robustguide.callbacks.origin import facts, origin, seeds
 from robustguide.callbacks.reporting import Reporting, callbacks_of, run_folder
 from robustguide.data.generated import Bytes, Generated, write_samples
@@ -82,12 +83,14 @@ class PartWriter(Reporting):
             save_file(states, part)
         evaluated: Any = getattr(module, "evaluated", None)
         memory, kind = peak_memory(trainer.strategy.root_device)
+        work = [each for c in callbacks_of(trainer) if isinstance(c, Meter) for each in c.told()]
         told = {
             "first": int(index[0]),
             "count": len(index),
             "evaluated": asdict(evaluated) if evaluated else {},
             "peak_memory_bytes": memory,
             "peak_memory_kind": kind,
+            "work": work[0] if work else None,
             **made_from,
         }
         with whole(folder / PART) as part:

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import distributed
 
 from robustguide.callbacks.data_history import resumed, summed
+from robustguide.callbacks.meter import Meter, summary
 from robustguide.callbacks.origin import checkpoints_in
 from robustguide.callbacks.reporting import Reporting, callbacks_of, run_folder
 from robustguide.checkpoints import sha256_of
@@ -48,6 +49,7 @@ class Results(Callback):
         A prediction that found all images there leaves the file of the run that made them.
         """
         cost = cost_of(trainer, module)  # all processes tell theirs
+        work = work_of(trainer)
         data: Any = getattr(trainer, "datamodule", None)
         bad_shards = None
         if hasattr(data, "bad_shards"):
@@ -68,6 +70,7 @@ class Results(Callback):
                 "steps": trainer.global_step,
                 **cost,
             },
+            "work": work,
             **({} if bad_shards is None else {"bad_shards": bad_shards}),
         }
         with whole(run_folder(trainer) / "results.json") as part:
@@ -94,6 +97,12 @@ def cost_of(trainer: Trainer, module: LightningModule) -> dict[str, Any] | None:
     for name, spent in total.items():
         cost[f"{name}_per_image" if name.endswith("seconds") else name] = spent / images
     return cost
+
+
+def work_of(trainer: Trainer) -> dict[str, Any] | None:
+    """FLOPs and utilisation, see `Meter`; null where nobody counted."""
+    mine = [told for c in callbacks_of(trainer) if isinstance(c, Meter) for told in c.told()]
+    return summary([told for each in of_all(trainer, mine) for told in each])
 
 
 def memory_of_parts(trainer: Trainer) -> tuple[int | None, str] | None:

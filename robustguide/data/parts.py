@@ -30,7 +30,8 @@ class Part:
         first: Number of the first image.
         count: How many there are.
         facts: All that is told of it, as plain data: also `evaluated` (sums of the cost),
-            `seconds`, `peak_memory_bytes` and `checkpoints` (SHA-256 by path).
+            `work` (FLOPs, and the seconds they took), `peak_memory_bytes` and `checkpoints`
+            (SHA-256 by path).
 
     Raises:
         DataError: If it does not tell what it is.

@@ -1,10 +1,8 @@
 """FLOPs of networks, counted as they run on tensors that have shapes and no memory.
 
-Counted are convolutions, matrix products and attention, a multiplication and an addition as two.
-What works element by element, such as norms and activations, counts nothing.
+What is counted, `robustguide.machine.flops` says.
 """
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -14,53 +12,25 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from robustguide.interfaces import Classifier, Codec, Denoiser
-
-# Words in names of operations that multiply matrices in some way.
-MULTIPLIES = re.compile(
-    r"(^|_)(mm|mv|dot|vdot|ger|addr|b?addbmm|addmm|addmv|bmm|matmul|einsum|conv\w*|linear|lstm|gru"
-    r"|rnn|fft|cdist|attention|attn|encoder|trilinear|linalg)(_|$)"
-)
-# Of these, element by element, or shapes alone.
-CHEAP = re.compile(r"upsample|vector_norm")
+from robustguide.machine.flops import Tally
 
 
-class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
-    """Counts in a block.
+class Counter(Tally):  # type: ignore[no-untyped-call]  # torch's
+    """Counts in a block, and refuses there what it cannot count."""
 
-    The formulas are torch's. Its own counter follows modules as well, by hooks that a leaf may
-    not have which is differentiated, as the state of a sampler is.
+    def puzzled(self, name: str) -> None:
+        """Refuses.
 
-    Attributes:
-        flops: So far.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch's
-        self.flops = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        made = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func._overloadpacket)
-        if formula is not None:
-            self.flops += formula(*args, **(kwargs or {}), out_val=made)
-        elif is_product(name := func._overloadpacket.__name__):
-            raise ValueError(
-                f"The FLOPs of {name} are not known, so the sum would be too small; write the "
-                "network with convolutions, matrix products (mm, bmm) or "
-                "scaled_dot_product_attention."
-            )
-        return made
-
-
-def is_product(name: str) -> bool:
-    """Whether an operation of that name multiplies matrices."""
-    return bool(MULTIPLIES.search(name)) and not CHEAP.search(name)
+        Raises:
+            ValueError: Always, since the sum would be too small.
+        """
+        raise ValueError(
+            f"The FLOPs of {name} are not known, so the sum would be too small; write the "
+            "network with convolutions, matrix products (mm, bmm) or "
+            "scaled_dot_product_attention."
+        )
 
 
 @dataclass
