@@ -7,7 +7,8 @@ from pathlib import Path
 
 from robustguide.machine.finding import Finding
 
-GIGABYTE = 1e9
+GIGABYTE = GIGA = 1e9
+PAYS = 1.5  # times as fast, from which on casts of a network cost less than they save
 
 
 def devices() -> Iterator[Finding]:
@@ -17,12 +18,14 @@ def devices() -> Iterator[Finding]:
     except Exception:
         return  # told among the versions
     yield tried("cpu", platform.machine())
+    yield products("cpu")
     for index in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(index)
         bf16 = "bf16" if facts.major >= 8 else "no bf16"
         yield tried(
             f"cuda:{index}", f"{facts.name}, {facts.total_memory / GIGABYTE:.0f} GB, {bf16}"
         )
+        yield products(f"cuda:{index}")
     if not torch.cuda.is_available() and Path("/proc/driver/nvidia/version").is_file():
         built = f"torch was built for CUDA {torch.version.cuda}" if torch.version.cuda else (
             "torch was built without CUDA"
@@ -31,6 +34,24 @@ def devices() -> Iterator[Finding]:
         yield Finding("devices", "cuda", f"there is a driver, but {built}", repair, False)
     if torch.backends.mps.is_available():
         yield tried("mps", "Apple GPU")
+        yield products("mps")
+
+
+def products(device: str) -> Finding:
+    """How fast a device multiplies matrices, in float32 and bfloat16."""
+    import torch
+
+    from robustguide.machine.peak import matmul_peak
+
+    place = torch.device(device)
+    single, half = (matmul_peak(place, dtype) for dtype in (torch.float32, torch.bfloat16))
+    value = ", ".join(
+        f"{name} {peak / GIGA:,.0f} GFLOP/s" if peak else f"no {name}"
+        for name, peak in (("float32", single), ("bfloat16", half))
+    )
+    if device == "cpu" and single and half and half >= PAYS * single:
+        value += "; --trainer.precision=bf16-mixed pays for large networks"
+    return Finding("devices", f"{device} products", value)
 
 
 def tried(device: str, value: str) -> Finding:

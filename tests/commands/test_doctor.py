@@ -11,7 +11,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from robustguide.commands import doctor
-from robustguide.machine import Finding, examine, packages, places, processors, stock
+from robustguide.machine import Finding, examine, packages, peak, places, processors, stock
 from robustguide.machine.packages import Requirement, required
 
 
@@ -46,6 +46,7 @@ def test_this_machine_is_fit(tmp_path):
     assert found["versions", "robustness"].endswith("(robustness.attack_steps)")
     assert found["data sets", "digits"].startswith("1797 images")
     assert found["threads", "torch"] == str(torch.get_num_threads())
+    assert "GFLOP/s" in found["devices", "cpu products"]
     assert ("devices", "cpu") in found and ("SLURM", "scontrol") in found
     assert not (tmp_path / "runs").exists()
 
@@ -84,6 +85,17 @@ def test_devices_are_tried(monkeypatch):
     # of ones through a kernel of ones the gradient sums to 4 x 9
     monkeypatch.setattr(torch.autograd, "grad", lambda y, x: (torch.zeros(1),))
     assert "is wrong on cpu" in processors.tried("cpu", "x86_64").repair
+
+
+@pytest.mark.parametrize(("half", "pays"), [(1.4e11, False), (1.6e11, True), (None, False)])
+def test_the_speed_of_products_and_what_follows_from_it(monkeypatch, half, pays):
+    peaks = {torch.float32: 1e11, torch.bfloat16: half}
+    monkeypatch.setattr(peak, "matmul_peak", lambda device, dtype: peaks[dtype])
+    for device in ("cpu", "cuda:0"):
+        found = processors.products(device)
+        assert found.name == f"{device} products" and "float32 100 GFLOP/s" in found.value
+        assert not found.repair and ("no bfloat16" in found.value) == (half is None)
+        assert ("--trainer.precision=bf16-mixed pays" in found.value) == (pays and device == "cpu")
 
 
 def test_more_threads_than_cores_are_noted(monkeypatch):
