@@ -9,6 +9,7 @@ from torch import nn
 
 import robustguide
 from robustguide import load_classifier, load_denoiser, sample
+from robustguide.__main__ import HELPERS
 from robustguide.classifiers import Timed
 from robustguide.denoisers import EpsDenoiser
 from robustguide.guidance import ClassifierFree, ClassifierGuidance, Scaled
@@ -19,10 +20,16 @@ LAZY = """
 import sys, robustguide
 assert "torch" not in sys.modules and dir(robustguide)
 assert robustguide.__version__ == "0.1.0" and "torch" not in sys.modules
-from robustguide.__main__ import main
+from contextlib import suppress
+from robustguide.__main__ import HELPERS, main
+main([])
 main(["--help"])
 main(["--version"])
 assert "torch" not in sys.modules and "lightning" not in sys.modules
+for name in HELPERS:
+    with suppress(SystemExit):
+        main([name, "--help"])
+    assert not {"torch", "lightning", "torchvision"} & sys.modules.keys(), name
 robustguide.sample
 assert "torch" in sys.modules and "lightning" not in sys.modules
 """
@@ -33,7 +40,8 @@ def test_torch_is_imported_when_it_is_needed():
         [sys.executable, "-c", LAZY], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "robustguide COMMAND --help" in done.stdout and done.stdout.endswith("0.1.0\n")
+    assert "robustguide COMMAND --help" in done.stdout and "\n0.1.0\n" in done.stdout
+    assert all(f"usage: robustguide {name} " in done.stdout for name in HELPERS)
 
 
 def test_there_is_nothing_else():

@@ -1,5 +1,6 @@
 """Encodes a set of images with a codec, once, as shards of latents that others train on."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -8,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from robustguide.commands.formatter import Formatter
+from robustguide.commands.objects import add_object
 
 EXAMPLES = """examples:
   robustguide encode --codec runs/fashion_mnist_autoencoder/codec.safetensors \\
@@ -28,7 +30,7 @@ The same command goes on where it was stopped. Train on the latents with
 
 def run(args: list[str]) -> int:
     """Reads the command line and encodes."""
-    arguments = parser()
+    arguments = parser(args)
     given = arguments.parse_args(args)
     recipe = str(given.source.as_dict() if isinstance(given.source, Namespace) else given.source)
     built = arguments.instantiate(given)
@@ -36,11 +38,8 @@ def run(args: list[str]) -> int:
     return 0
 
 
-def parser() -> ArgumentParser:
-    """The arguments."""
-    from robustguide.data import ImageSource
-    from robustguide.interfaces import Codec
-
+def parser(words: Sequence[str]) -> ArgumentParser:
+    """The arguments; see `add_object`."""
     arguments = ArgumentParser(
         prog="robustguide encode",
         description=__doc__,
@@ -48,13 +47,11 @@ def parser() -> ArgumentParser:
         formatter_class=Formatter,
     )
     arguments.add_argument("--config", action="config", help="arguments as a YAML file")
-    arguments.add_argument(
-        "--codec",
-        type=Codec | str,
-        required=True,
-        help="file that a run exported, folder in the layout of diffusers, or class path",
-    )
-    arguments.add_argument("--source", type=ImageSource, required=True, help="set of images")
+    what = "file that a run exported, folder in the layout of diffusers, or class path"
+    codec = "robustguide.interfaces.Codec"
+    add_object(arguments, words, "--codec", codec, what, takes_text=True, required=True)
+    source = "robustguide.data.ImageSource"
+    add_object(arguments, words, "--source", source, "set of images", required=True)
     arguments.add_argument("--folder", type=str, required=True, help="where the shards go")
     arguments.add_argument(
         "--dtype", choices=["float16", "float32"], default="float16", help="of the files"

@@ -22,11 +22,11 @@ exit code: 0 when all is put together, 1 when something is missing
 
 def run(args: list[str]) -> int:
     """Reads the command line, measures and shows the table."""
+    given = parser().parse_args(args)
     from robustguide.plans import JobDisplay
     from robustguide.plans.arrays import Plan
     from robustguide.plans.merging import Unfinished, job, merge
 
-    given = parser().parse_args(args)
     plan = Plan.read(Path(given.plan))
     jobs = [job(plan, setting) for setting in plan.settings] if plan.stage == "test" else []
     try:

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from rich.table import Table as RichTable
 
 from robustguide.commands.formatter import Formatter
+from robustguide.commands.objects import add_object
 
 if TYPE_CHECKING:  # imports torch, which --help does not need
     from robustguide.checkpoints import Specification
@@ -56,7 +57,7 @@ exit code: 0 when all were ranked, 1 for an input that cannot be
 def run(args: list[str]) -> int:
     """Reads the command line, measures what is missing and shows the order."""
     words, lists = gathered(args)
-    arguments = parser()
+    arguments = parser(words)
     given = arguments.parse_args(words)
     candidates, skipped = found(given, lists)
     from robustguide.plans.ranking import Grid
@@ -71,12 +72,8 @@ def run(args: list[str]) -> int:
     return 0
 
 
-def parser() -> ArgumentParser:
-    """The arguments."""
-    from robustguide.data import Images
-    from robustguide.guidance import View
-    from robustguide.interfaces import Denoiser
-
+def parser(words: Sequence[str]) -> ArgumentParser:
+    """The arguments; see `add_object`."""
     arguments = ArgumentParser(
         prog="robustguide rank", description=__doc__, epilog=EXAMPLES, formatter_class=Formatter
     )
@@ -86,11 +83,12 @@ def parser() -> ArgumentParser:
     add("--runs", type=str, metavar="FOLDER ...", help="finished runs, at any depth")
     add("--base", type=str, metavar="FILE ...", help="that all YAMLs share, read first")
     add("--config", type=str, metavar="FILE", help="YAML with `data`; a later one goes over it")
-    add(
-        "--data", type=Images, default=None, help="labelled images; those of the runs if not given"
-    )
-    add("--view", type=View, default=None, help="where checkpoints look; the noisy image")
-    add("--denoiser", type=Denoiser, default=None, help="for a view of the denoised image")
+    for name, base, what in (
+        ("--data", "data.Images", "labelled images; those of the runs if not given"),
+        ("--view", "guidance.View", "where checkpoints look; the noisy image"),
+        ("--denoiser", "interfaces.Denoiser", "for a view of the denoised image"),
+    ):
+        add_object(arguments, words, name, f"robustguide.{base}", what, default=None)
     add("--clip", type=float | None, default=1.0, help="bound of that image; null does not clip")
     add("--levels", type=str, metavar="SIGMA ...", help="noise levels; those of `fit`")
     add("--draws", type=int, default=1, help="noises of each image")

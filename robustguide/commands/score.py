@@ -33,6 +33,21 @@ examples:
 Features go to disk; --features FOLDER keeps them, and the same command goes on where it stopped.
 exit code: 0 when all was measured, 1 for an input that cannot be
 """
+# Of `robustguide.metrics.protocols`, in words of its own, since those import torch.
+SOURCES = {
+    "adm": "Dhariwal and Nichol (2021); openai/guided-diffusion @ 22e0df8, evaluator.py",
+    "edm": "Karras et al. (2022); NVlabs/edm @ 008a4e5, fid.py",
+    "clean": "Parmar et al. (2022); clean-fid 0.1.35, mode clean",
+    "fd-dinov2-edm2": "Karras et al. (2024); NVlabs/edm2 @ 4bf8162, calculate_metrics.py",
+    "fd-dinov2-dgm": "Stein et al. (2023); layer6ai-labs/dgm-eval @ 74c79f7",
+    "clip-score": "Hessel et al. (2021), without their factor; Radford et al. (2021)",
+    "class-accuracy": "a classifier of your own, in the file that its training exported",
+    "digits_features": "`robustguide demo` trains it, or `robustguide fit` with configs/overlay/"
+    "digits.yaml, configs/overlay/digits_classifier.yaml and configs/fit/digits_features.yaml",
+    "fashion_mnist_features": "`robustguide fit` trains it, with the second command in the head "
+    "of configs/fit/fashion_mnist_judge.yaml",
+    "classifier_features": "a classifier of your own, in the file that its training exported",
+}
 
 
 def run(args: list[str]) -> int:
@@ -54,9 +69,7 @@ def run(args: list[str]) -> int:
 
 def parser() -> ArgumentParser:
     """The arguments."""
-    from robustguide.metrics.protocols import PROTOCOLS
-
-    listed = "\n".join(f"  {name:<22} {each.source}" for name, each in PROTOCOLS.items())
+    listed = "\n".join(f"  {name:<22} {source}" for name, source in SOURCES.items())
     arguments = ArgumentParser(
         prog="robustguide score",
         description=__doc__,

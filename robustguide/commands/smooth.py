@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from rich.table import Table
 
 from robustguide.commands.formatter import Formatter
+from robustguide.commands.objects import add_object
 
 if TYPE_CHECKING:  # imports torch, which --help does not need
     from torch import Tensor
@@ -53,7 +54,7 @@ class Result(NamedTuple):
 
 def run(args: list[str]) -> int:
     """Reads the command line, measures, and writes the checkpoint that was asked for."""
-    arguments = parser()
+    arguments = parser(args)
     given = arguments.parse_args(gathered(args))
     betas = sorted(set(given.beta), reverse=True)
     check(given, betas)
@@ -73,11 +74,8 @@ def run(args: list[str]) -> int:
     return 0
 
 
-def parser() -> ArgumentParser:
-    """The arguments."""
-    from robustguide.data import Images
-    from robustguide.interfaces import Classifier
-
+def parser(words: Sequence[str]) -> ArgumentParser:
+    """The arguments; see `add_object`."""
     arguments = ArgumentParser(
         prog="robustguide smooth",
         description=__doc__,
@@ -87,12 +85,14 @@ def parser() -> ArgumentParser:
     add = arguments.add_argument
     add("path", type=str, nargs="?", help="file of a classifier")
     add("--card", type=str, default=None, help="card of a published classifier")
-    add("--classifier", type=Classifier, default=None, help="class path, instead of a file")
+    base, what = "robustguide.interfaces.Classifier", "class path, instead of a file"
+    add_object(arguments, words, "--classifier", base, what, default=None)
     add(
         "--beta", type=list[float], default=BETAS, metavar="B", help="of Softplus; may be repeated"
     )
     add("--config", type=str, metavar="FILE", help="YAML with `data`; a later one goes over it")
-    add("--data", type=Images, default=None, help="labelled images")
+    base, what = "robustguide.data.Images", "labelled images"
+    add_object(arguments, words, "--data", base, what, default=None)
     add("--split", choices=list(SPLITS), default="validation", help="which of them")
     add("--out", type=str, metavar="FILE", default=None, help="write the smooth classifier")
     add("--device", type=str, default=None, help="cuda where there is one, else cpu")

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from robustguide.commands.formatter import Formatter
+from robustguide.commands.objects import add_object
 from robustguide.commands.progress import bar
 from robustguide.commands.rank import plain
 
@@ -39,7 +41,7 @@ first ones in an order that a hash of their places fixes. The same command write
 
 def run(args: list[str]) -> int:
     """Reads the command line, measures and writes."""
-    arguments = parser()
+    arguments = parser(args)
     given = arguments.parse_args(gathered(args))
     images, told = opened(given, arguments.instantiate(given))
     reference = measured(given, images, told)
@@ -49,10 +51,8 @@ def run(args: list[str]) -> int:
     return 0
 
 
-def parser() -> ArgumentParser:
-    """The arguments."""
-    from robustguide.data.module import Classes
-
+def parser(words: Sequence[str]) -> ArgumentParser:
+    """The arguments; see `add_object`."""
     arguments = ArgumentParser(
         prog="robustguide stats", description=__doc__, epilog=EXAMPLES, formatter_class=Formatter
     )
@@ -60,7 +60,8 @@ def parser() -> ArgumentParser:
     add("images", nargs="?", type=str, metavar="DATA", help="folder, .npz or shards")
     add("--protocol", type=str, metavar="NAME", required=True, help="such as adm")
     add("--config", type=str, metavar="FILE", help="YAML with `data`; a later one goes over it")
-    add("--data", type=Classes, default=None, help="data module")
+    base = "robustguide.data.module.Classes"
+    add_object(arguments, words, "--data", base, "data module", default=None)
     add("--split", type=str, default=None, help="of a data module, train; of DATA, for the reader")
     add("--recipe", type=str, metavar="TEXT", default=None, help="how the images were made")
     add("--weights", type=str, metavar="FILE", default=None, help="of the protocol's network")

@@ -13,15 +13,20 @@ from safetensors.torch import save_file
 from robustguide.__main__ import main
 from robustguide.checkpoints.extractors import load_extractor
 from robustguide.checkpoints.references import open_reference
+from robustguide.commands.score import SOURCES
 from robustguide.data import Digits
 from robustguide.data.generated import Real, open_samples, write_samples
 from robustguide.metrics.frechet import Moments, frechet_distance
 from robustguide.metrics.jackknife import groups_of
-from robustguide.metrics.protocols import protocol
+from robustguide.metrics.protocols import PROTOCOLS, protocol
 from robustguide.metrics.score import Score
 
 OWN = protocol("classifier_features")
 FD = "frechet/classifier_features"
+
+
+def test_the_help_lists_all_protocols():
+    assert {name: each.source for name, each in PROTOCOLS.items()} == SOURCES
 
 
 @pytest.fixture(scope="module")
