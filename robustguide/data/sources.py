@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from robustguide.data.errors import DataError
 from robustguide.data.images import ImageSource, Rows, Split
@@ -40,6 +39,8 @@ class Digits(ImageSource):
 
     @cached_property
     def _rows(self) -> tuple[np.ndarray, list[int], dict[str, list[int]]]:
+        from sklearn.datasets import load_digits  # takes half a second
+
         digits = load_digits()
         labels = digits.target.tolist()
         rest, test = hold_out(range(len(labels)), labels, 0.2, self.seed)
