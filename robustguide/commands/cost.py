@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,8 @@ from rich.console import Console
 from robustguide.files import whole
 
 if TYPE_CHECKING:  # imports torch, which --help does not need
-    from robustguide.plans.cost import Cost
+    from robustguide.plans.cost import Configuration, Cost
+    from robustguide.plans.measuring import Measured
     from robustguide.report.page import Table
 
 GPUS = ("a100", "h100")
@@ -23,6 +25,17 @@ Counted are convolutions, matrix products and attention, a multiplication and an
 where papers print FLOPs they mostly count them as one. Judges, metrics and moving averages are not
 counted. Hours are FLOPs over the dense peak of a GPU times --utilisation, which is assumed.
 
+--measure runs two steps of training, attack and optimizer included, or two batches of sampling, on
+the GPU if there is one and on the CPU otherwise, in a process of its own. Told are the seconds of
+the second and the largest memory of both, at the configuration's precision. Weights are random and
+images are noise, so that neither is needed; no row rests in the attack, so that the work is what
+is counted. Moving averages and the copies of gradients that several GPUs hold are not measured.
+
+--largest-batch doubles the batch until one does not fit, and then bisects; each trial is a process
+of its own. On the GPU the limit is that of tensors, and all of the GPU if none is told. On the CPU
+it must be told, and is of the resident memory of the process, with Python and all libraries: the
+system refuses what would be allocated beyond, and a peak above it does not fit either.
+
 examples:
   robustguide cost --config configs/published/adm256.yaml
   robustguide cost --config configs/published/edm2.yaml \\
@@ -32,7 +45,17 @@ examples:
     --config configs/overlay/adm_classifier128.yaml \\
     --config configs/overlay/noisy_classifier.yaml \\
     --config configs/fit/imagenet128_robust.yaml --gpu h100 --json cost.json
+  robustguide cost --config configs/overlay/cifar10.yaml \\
+    --config configs/overlay/cifar10_classifier.yaml \\
+    --config configs/overlay/noisy_classifier.yaml \\
+    --config configs/fit/cifar10_robust.yaml --measure --largest-batch --memory-limit 4GB
 """
+NEEDS = {
+    "batch_size": "measure",
+    "largest_batch": "measure",
+    "memory_limit": "largest_batch",
+}
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def run(args: list[str]) -> int:
@@ -40,11 +63,18 @@ def run(args: list[str]) -> int:
     given, changes = parsed(args)
     from robustguide.plans.cost import cost_of, read
 
-    found = cost_of(read(given.config, changes), given.num_samples)
+    configuration = read(given.config, changes)
+    found = cost_of(configuration, given.num_samples)
     devices = given.devices or found.processes
     show(found, given.gpu, devices, given.utilisation)
+    measured = run_once(configuration, given) if given.measure else None
+    if measured is not None:
+        for line in took(found, measured, given):
+            print(line)
     if given.json:
         document = described(found, given.gpu, devices, given.utilisation)
+        if measured is not None:
+            document["measured"] = figures(found, measured)
         with whole(given.json) as part:
             part.write_text(json.dumps(document, indent=1) + "\n")
         print(f"Cost: {given.json}")
@@ -66,12 +96,26 @@ def parsed(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--gpu", nargs="+", choices=GPUS, default=list(GPUS), help="both, if not told")
     add("--devices", type=positive, metavar="K", help="GPUs that share the work; trainer.devices")
     add("--utilisation", type=share, default=0.35, help="of the dense peak, 0.35")
+    add("--measure", action="store_true", help="run a step as well, see above")
+    add("--batch-size", type=positive, metavar="N", help="images in it; data.batch_size")
+    add("--largest-batch", action="store_true", help="measure the largest that fits, by trial")
+    add("--memory-limit", type=size, metavar="SIZE", help="for that, such as 8GB; a CPU needs one")
     add("--json", metavar="FILE", help="write all numbers")
     given, changes = arguments.parse_known_args(args)
+    for option, other in NEEDS.items():
+        if getattr(given, option) and not getattr(given, other):
+            arguments.error(f"{spelled(option)} is for {spelled(other)}; give both")
+    if given.largest_batch and given.batch_size:
+        arguments.error("--largest-batch looks for the size itself; leave out --batch-size")
     for word in changes:
         if word.startswith("--") and not word.startswith(("--model", "--data", "--trainer")):
             arguments.error(f"unrecognised option {word}; --help lists them")
     return given, changes
+
+
+def spelled(option: str) -> str:
+    """As it is typed."""
+    return "--" + option.replace("_", "-")
 
 
 def positive(word: str) -> int:
@@ -79,6 +123,14 @@ def positive(word: str) -> int:
     if not word.isdigit() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {word!r}")
     return int(word)
+
+
+def size(word: str) -> int:
+    """Bytes, of a number and a unit."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]i?B)?", word, re.IGNORECASE)
+    if found is None or not float(found[1]):
+        raise argparse.ArgumentTypeError(f"expected a size such as 8GB or 500MiB, got {word!r}")
+    return int(float(found[1]) * UNITS[(found[2] or "").upper()])
 
 
 def share(word: str) -> float:
@@ -103,6 +155,46 @@ def show(cost: "Cost", gpus: list[str], devices: int, utilisation: float) -> Non
         f"in {cost.precision}.",
         highlight=False,
     )
+
+
+def run_once(configuration: "Configuration", given: argparse.Namespace) -> "Measured":
+    """A step of the size asked for."""
+    from robustguide.plans.measuring import largest_batch, measured
+
+    if given.largest_batch:
+        return largest_batch(configuration, given.memory_limit)
+    return measured(configuration, given.batch_size)
+
+
+def figures(cost: "Cost", measured: "Measured") -> dict[str, Any]:
+    """What was measured, and what follows from it."""
+    return asdict(measured) | {
+        "step_bytes": measured.step_bytes,
+        "images_a_second": measured.images_a_second,
+        "flops_a_second": cost.flops * measured.images_a_second,
+    }
+
+
+def took(cost: "Cost", measured: "Measured", given: argparse.Namespace) -> list[str]:
+    """The same in words."""
+    speed = scaled(cost.flops * measured.images_a_second)
+    lines = [
+        "",
+        f"Measured on {measured.device}, {measured.batch:,} images a step: "
+        f"{measured.seconds:.4g} s, {number(measured.images_a_second)} images a second, "
+        f"{speed}FLOP/s",
+    ]
+    if measured.step_bytes is not None:
+        peak, before, step = (
+            f"{scaled(each or 0)}B"
+            for each in (measured.peak_bytes, measured.before_bytes, measured.step_bytes)
+        )
+        lines.append(f"Peak memory {peak}, {before} before the step, so {step} for it")
+    lines.append(f"Memory is {measured.kind}" if len(lines) > 2 else "Memory is not known")
+    if given.largest_batch:
+        limit = f"{scaled(given.memory_limit)}B" if given.memory_limit else "the memory of the GPU"
+        lines.append(f"Largest batch in {limit}: {measured.batch:,}")
+    return lines
 
 
 def parts(cost: "Cost") -> "Table":

@@ -7,6 +7,7 @@ memory, so that no weights, no data and no GPU are needed. The evaluations are t
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -129,8 +130,7 @@ def read(files: Sequence[str], changes: Sequence[str] = ()) -> Configuration:
             f"{', '.join(files)} has no `model`; give the configurations of a whole command, such "
             "as those in the head of each file, with a --config before each."
         )
-    set_parsing_settings(subclasses_enabled=[Sampler])  # frozen dataclasses are final otherwise
-    parser = ArgumentParser(exit_on_error=False)
+    parser = parser_of_parts()
     parser.add_argument("--model", type=LightningModule)
     parser.add_argument("--data", type=LightningDataModule)
     parser.add_class_arguments(Trainer, "trainer", instantiate=False)
@@ -146,6 +146,12 @@ def read(files: Sequence[str], changes: Sequence[str] = ()) -> Configuration:
         raise ValueError(f"{', '.join(files)} cannot be read together: {error}") from error
     said = yaml.safe_load(parser.dump(parsed, skip_unset=False))
     return Configuration(weightless(said["model"]), said.get("data"), said["trainer"])
+
+
+def parser_of_parts() -> ArgumentParser:
+    """A parser without arguments, for which samplers are classes to choose from."""
+    set_parsing_settings(subclasses_enabled=[Sampler])  # frozen dataclasses are final otherwise
+    return ArgumentParser(exit_on_error=False)
 
 
 def flow(part: Any) -> str:
@@ -182,18 +188,19 @@ def weightless(value: Any) -> Any:
     }
 
 
-def built(kind: Any, specification: Mapping[str, Any]) -> Any:
-    """An object of a specification; networks have no memory.
+def built(kind: Any, specification: Mapping[str, Any], device: torch.device = META) -> Any:
+    """An object of a specification; networks have no memory, unless another device is told.
 
     Raises:
         FileNotFoundError: A file that it reads is not there.
         ValueError: It cannot be built.
     """
-    parser = ArgumentParser(exit_on_error=False)
+    parser = parser_of_parts()
     parser.add_argument("--part", type=kind)
     try:
-        with torch.device(META):
-            return parser.instantiate(parser.parse_object({"part": dict(specification)})).part
+        with device:
+            parsed = parser.parse_object({"part": deepcopy(dict(specification))})  # writes into it
+            return parser.instantiate(parsed).part
     except (ArgumentError, ValueError) as error:
         raise innermost(error) from None
 
@@ -323,9 +330,8 @@ def of_training(model: RobustClassification | Denoising, configuration: Configur
     ]
     notes = []
     if attack is not None:
-        model.attack = attack
-        if isinstance(attack, PGD) and attack.early_stop:
-            model.attack = replace(attack, early_stop=False)
+        model.attack = to_the_end(attack)
+        if model.attack is not attack:
             notes.append("The attack costs at most that: a row rests once it is misclassified.")
         attacked = step_of(model, network, data.shape)[0] - forward
         parts.insert(0, Part(*about, f"attack, {attack_name(attack)}", parameters, None, attacked))
@@ -341,6 +347,13 @@ def of_training(model: RobustClassification | Denoising, configuration: Configur
         state_bytes(model),
         (*notes, *said),
     )
+
+
+def to_the_end(attack: Attack | None) -> Attack | None:
+    """The attack, in which no row rests before the last step."""
+    if isinstance(attack, PGD) and attack.early_stop:
+        return replace(attack, early_stop=False)
+    return attack
 
 
 def attack_name(attack: Attack) -> str:

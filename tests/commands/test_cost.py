@@ -1,5 +1,6 @@
 """`robustguide cost`, through the door of the command line."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import tiny
 import yaml
 
 from robustguide.__main__ import main
+from robustguide.commands.cost import size
+from robustguide.plans import measuring
+from robustguide.plans.measuring import Measured
 
 ROOT = Path(__file__).parents[2]
 EDM = str(ROOT / "configs/published/edm_imagenet64_18.yaml")
@@ -86,6 +90,43 @@ def test_a_file_of_ones_own_that_is_not_there(written, tmp_path):
         main(["cost", *written(document)])
 
 
+@pytest.fixture
+def here(monkeypatch):
+    """Steps are run in this process."""
+    monkeypatch.setattr(measuring, "alone", lambda work, *args: work(*args))
+
+
+def test_a_step_that_is_measured(written, tmp_path, capsys, here):
+    config, file = written(tiny.classification(attack=tiny.pgd(steps=2))), tmp_path / "cost.json"
+    assert main(["cost", *config, "--measure", "--batch-size=7", f"--json={file}"]) == 0
+    found = json.loads(file.read_text())
+    took, shown = found["measured"], capsys.readouterr().out
+    assert took["batch"] == 7 and took["seconds"] > 0
+    assert took["images_a_second"] == pytest.approx(7 / took["seconds"])
+    counted = found["flops_an_image"] * 7
+    assert took["flops_a_second"] == pytest.approx(counted / took["seconds"])
+    assert took["peak_bytes"] - took["before_bytes"] == took["step_bytes"]
+    assert "7 images a step" in shown and "before the step" in shown
+
+
+def test_the_largest_batch(written, capsys, monkeypatch, here):
+    """Three images, if more than 30 MB for each are refused."""
+    monkeypatch.setattr(
+        measuring, "measure", lambda _, n, limit: Measured("CPU", n, 0.5, n * 3 * 10**7, 0, "held")
+    )
+    words = ["--measure", "--largest-batch", "--memory-limit=100MB"]
+    assert main(["cost", *written(tiny.classification()), *words]) == 0
+    shown = capsys.readouterr().out
+    assert "Largest batch in 100 MB: 3" in shown and "6 images a second" in shown
+
+
+def test_sizes():
+    assert (size("8GB"), size("1.5gib"), size("12")) == (8 * 10**9, 3 * 2**29, 12)
+    for word in ("0GB", "8 apples", "-1"):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected a size such as 8GB"):
+            size(word)
+
+
 def test_wrong_options(written, tmp_path, capsys):
     with pytest.raises(ValueError, match="cannot be read together"):
         main(["cost", *written(tiny.classification()), "--model.classifer=1"])
@@ -94,6 +135,13 @@ def test_wrong_options(written, tmp_path, capsys):
         (["--config", EDM, "--gpus=4"], "--gpus=4"),
         (["--config", EDM, "--utilisation=35"], "above 0 and at most 1"),
         (["--config", EDM, "--devices=0"], "at least 1"),
+        (["--config", EDM, "--batch-size=2"], "--batch-size is for --measure"),
+        (["--config", EDM, "--measure", "--memory-limit=2GB"], "is for --largest-batch"),
+        (["--config", EDM, "--measure", "--memory-limit=much"], "such as 8GB"),
+        (
+            ["--config", EDM, "--measure", "--largest-batch", "--batch-size=2"],
+            "leave out --batch-size",
+        ),
     ):
         with pytest.raises(SystemExit) as stopped:
             main(["cost", *words])

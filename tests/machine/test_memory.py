@@ -21,6 +21,38 @@ after, _ = peak_memory(torch.device("cpu"))
 print(held - before, after - held, kind)
 """
 
+BOUND = """
+import torch
+from robustguide.machine.memory import bound, forget_peak, held, peak_memory
+cpu = torch.device("cpu")
+for more in (2**27, 2**29):
+    try:
+        with bound(held(cpu) + more, cpu):
+            torch.ones(2**28, dtype=torch.int8)
+        print("held")
+    except RuntimeError as error:
+        print("refused" if "can't allocate memory" in str(error) else error)
+torch.ones(2**28, dtype=torch.int8)
+print(peak_memory(cpu)[0] - held(cpu))
+forget_peak(cpu)
+print(peak_memory(cpu)[0] - held(cpu))
+try:
+    with bound(1000, cpu):
+        pass
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others neither bound memory nor forget")
+def test_memory_is_refused_beyond_a_bound_and_a_peak_forgotten():
+    done = subprocess.run([sys.executable, "-c", BOUND], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    small, large, before, after, error = done.stdout.splitlines()
+    assert (small, large) == ("refused", "held")
+    assert int(before) > 2**27 > 2**24 > int(after)
+    assert "are held before the step; give a larger" in error
+
 
 def test_a_block_of_known_size():
     """It stays the peak when it is given back; that of the process which asks is another."""
