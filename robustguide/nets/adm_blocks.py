@@ -7,13 +7,15 @@ Submodules are numbered as in the public checkpoints, layers without parameters 
 """
 
 import math
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+
+# Longest sequence whose products are made in float32 on the CPU; longer ones are a large part of
+# a network's work, and bfloat16 has hardware.
+SHORT = 64
 
 
 def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
@@ -47,26 +49,36 @@ class GroupNorm32(nn.GroupNorm):
 
     def forward(self, x):
         dtype = torch.promote_types(x.dtype, torch.float32)
+        if x.device.type == "cpu" and self.weight.dtype == dtype:
+            # its kernel computes half precision in that of the parameters
+            return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
         weight, bias = self.weight.to(dtype), self.bias.to(dtype)
         return F.group_norm(x.to(dtype), self.num_groups, weight, bias, self.eps).to(x.dtype)
 
 
-class MeanOfFour(nn.AvgPool2d):
-    """Mean of 2x2 pixels, the same to the last bit as the pooling, whose CPU kernel is slow."""
-
-    def __init__(self) -> None:
-        super().__init__(2)
+class MeanOfFour(nn.Module):
+    """Mean of 2x2 pixels; the kernels of the pooling are slow on the CPU."""
 
     def forward(self, x):
-        is_plain = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-        needs_graph = x.requires_grad and torch.is_grad_enabled()
-        if needs_graph or not is_plain or x.shape[-1] % 2 or x.shape[-2] % 2:
-            return super().forward(x)
-        upper, lower = x[..., ::2, :], x[..., 1::2, :]
-        total = upper[..., ::2] + upper[..., 1::2]
-        total += lower[..., ::2]
-        total += lower[..., 1::2]
-        return total.div_(4)
+        is_slow = x.device.type == "cpu" and x.is_contiguous()
+        if is_slow and x.shape[-1] % 2 == x.shape[-2] % 2 == 0:
+            return _MeanOfFour.apply(x)
+        return F.avg_pool2d(x, 2)
+
+
+class _MeanOfFour(torch.autograd.Function):
+    """Sums rows first, which lie together in memory."""
+
+    @staticmethod
+    def forward(ctx, x):
+        rows = x[..., ::2, :] + x[..., 1::2, :]
+        return (rows[..., ::2] + rows[..., 1::2]).div_(4)
+
+    @staticmethod
+    def backward(ctx, grad):
+        height, width = grad.shape[-2:]
+        spread = (grad / 4)[..., :, None, :, None].expand(*grad.shape[:-1], 2, width, 2)
+        return spread.reshape(*grad.shape[:-2], 2 * height, 2 * width)
 
 
 class Downsample(nn.Module):
@@ -143,14 +155,22 @@ class ResBlock(nn.Module):
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of (b, heads, length, channels) tensors; on the CPU it can be derived twice."""
-    on_cpu = q.device.type == "cpu"
-    if on_cpu and q.dtype in (torch.float32, torch.float64):
-        # the same to the last bit as below, which looks for rows that are masked throughout
-        scale = math.sqrt(1 / math.sqrt(q.shape[-1]))
-        return ((q * scale) @ (k.mT * scale)).softmax(-1) @ v
-    # Fused kernels have no second derivative; elsewhere a caller who needs it sets this switch.
-    with sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext():
+    if q.device.type != "cpu":
+        # Fused kernels have no second derivative; a caller who needs it sets torch's switch.
         return F.scaled_dot_product_attention(q, k, v)
+    # matrices that lie in memory by columns are multiplied slowly
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    needs_graph = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    is_half = q.dtype in (torch.bfloat16, torch.float16)
+    if is_half and k.shape[-2] > SHORT:
+        if not needs_graph:
+            return F.scaled_dot_product_attention(q, k, v)
+    elif is_half:
+        q, k = q.float(), k.float()
+    heads, scale = q.shape[:2], 1 / math.sqrt(q.shape[-1])
+    q, k = q.flatten(0, 1), k.flatten(0, 1)
+    logits = torch.baddbmm(q.new_empty(1), q, k.mT, beta=0, alpha=scale).unflatten(0, heads)
+    return logits.softmax(-1).to(v.dtype) @ v
 
 
 def head_count(channels: int, num_heads: int, num_head_channels: int) -> int:

@@ -222,7 +222,7 @@ def test_bfloat16(name, autocast):
         else:
             out = net.bfloat16()(x.bfloat16(), noise, *y)
             assert out.dtype == torch.bfloat16
-    assert (out.float() - want).norm() < 0.05 * want.norm()
+    assert (out.float() - want).norm() < 0.055 * want.norm()  # 0.05 with torch's attention as well
 
 
 def test_norms_have_four_channels_a_group_or_more():
