@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +24,8 @@ from jaxtyping import Float, Int
 from robustness.attack_steps import AttackerStep, L2Step, LinfStep, UnconstrainedStep
 from torch import Tensor, nn
 
-from robustguide.attacks.balls import Generators, L2Ball
-from robustguide.attacks.pgd import check_best, pgd
+from robustguide.attacks.balls import Generators, L2Ball, per_row
+from robustguide.attacks.pgd import check_choices, pgd
 from robustguide.noise import expand, vp_scale
 
 
@@ -100,6 +101,9 @@ class PGD(Attack):
         restarts: Further runs from random points.
         early_stop: Whether misclassified rows rest; see `pgd`.
         keep_best: Whether rows come back as their point of largest loss; see `pgd`.
+        probe: Whether a forward without a graph finds the rows that move first; see `pgd`.
+        batch_sizes: Sizes of batches that the classifier is given, for one that is compiled for
+            each of them; by default that of the rows that move. See `pgd`.
         in_training_mode: Attacks the classifier in the mode it is in rather than in eval mode, so
             with its dropout, and with batch statistics of the rows that move.
         temperature: Divides the logits whose cross-entropy is climbed (and compared between
@@ -107,7 +111,7 @@ class PGD(Attack):
 
     Raises:
         ValueError: For a negative, infinite or undefined size or temperature, fewer steps than
-            one, or both `keep_best` and `early_stop`.
+            one, both `keep_best` and `early_stop`, or `probe` without `early_stop`.
     """
 
     radius: float | Radius
@@ -118,13 +122,17 @@ class PGD(Attack):
     restarts: int = 0
     early_stop: bool = True
     keep_best: bool = False
+    probe: bool = False
+    batch_sizes: tuple[int, ...] = ()
     in_training_mode: bool = False
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.radius, Radius):
             _check_radius(self.radius)
-        check_best(self.keep_best, self.early_stop)
+        check_choices(self.keep_best, self.early_stop, self.probe)
+        if min(self.batch_sizes, default=1) < 1:
+            raise ValueError(f"batch_sizes are at least 1, got {list(self.batch_sizes)}.")
         if self.steps < 1:
             raise ValueError(f"PGD takes at least 1 step, got steps={self.steps}.")
         if self.restarts < 0:
@@ -160,8 +168,13 @@ class PGD(Attack):
         sigma: Float[Tensor, " b"],
         y: Int[Tensor, " b"],
         generator: Generators = None,
+        start: Float[Tensor, "b ..."] | None = None,
     ) -> Float[Tensor, "b ..."]:
-        """The adversary of x at its noise level."""
+        """The adversary of x at its noise level.
+
+        With `start`, the first run starts at the point of the ball that is nearest to this offset
+        of x_t, in x_t units, rather than at x.
+        """
         x = x.detach()
         scale = expand(vp_scale(sigma), x).to(x.dtype)
         x_t = x / scale
@@ -175,6 +188,9 @@ class PGD(Attack):
             return loss, logits.argmax(-1) == y[rows]
 
         radius = self.radius(sigma) if isinstance(self.radius, Radius) else self.radius
+        if start is not None:
+            ball: Any = self.ball(x_t, per_row(radius, x_t), 0.0)
+            start = ball.project(x_t + start)
         with _lent(classifier, self.in_training_mode):
             adversary_t = pgd(
                 losses,
@@ -187,6 +203,9 @@ class PGD(Attack):
                 restarts=self.restarts,
                 early_stop=self.early_stop,
                 keep_best=self.keep_best,
+                probe=self.probe,
+                batch_sizes=self.batch_sizes,
+                start=start,
                 generator=generator if self._ball_takes_generator else None,
             )
         return x + scale * (adversary_t - x_t)
@@ -217,14 +236,24 @@ class PGD(Attack):
 
 @contextmanager
 def _lent(classifier: nn.Module, in_training_mode: bool) -> Iterator[None]:
-    """Lends a classifier in eval mode, or as it is, and gives it back with modes and buffers."""
+    """Lends a classifier, frozen and in eval mode, or in its own, and gives it back as it was.
+
+    Its parameters are frozen since a graph keeps the input of every layer whose weights want a
+    gradient, and since autocast keeps the weights that it casts for them: had it done so without
+    gradients, the training step that follows would find them detached.
+    """
     modes = [(module, module.training) for module in classifier.modules()]
     buffers = [(b, b.clone()) for b in classifier.buffers()] if in_training_mode else []
+    trained = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
     if not in_training_mode:
         classifier.eval()
     try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
         yield
     finally:
+        for parameter in trained:
+            parameter.requires_grad_()
         for module, training in modes:
             module.training = training
         for buffer, before in buffers:

@@ -6,7 +6,7 @@ once it is misclassified; here it also leaves the batch, so that it costs nothin
 clamped unless the ball does it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -35,6 +35,9 @@ def pgd(
     restarts: int = 0,
     early_stop: bool = True,
     keep_best: bool = False,
+    probe: bool = False,
+    batch_sizes: Sequence[int] = (),
+    start: Float[Tensor, "b ..."] | None = None,
     generator: Generators = None,
 ) -> Float[Tensor, "b ..."]:
     """Maximises a per-example loss inside a ball around x.
@@ -60,29 +63,43 @@ def pgd(
         keep_best: Whether a row comes back as its point of largest loss, the start among them,
             rather than as its last, as `robustness` does it; at the price of one more evaluation.
             Only without `early_stop`, where the last point is the verdict.
+        probe: Whether a run begins by asking, without a graph, which rows move, so that no
+            gradient is made for the others. It pays where fewer than about half do. Only with
+            `early_stop`.
+        batch_sizes: If given, `losses` sees batches of these sizes alone: the rows that move are
+            followed by copies of the first, up to the smallest size that holds them. For networks
+            that are compiled for every size.
+        start: Where the first run starts, a point of the ball; null is x, or a random point.
         generator: Given to the ball for random starts, which are drawn for the whole batch whoever
             has fallen; the ball must take `generator`. With None it decides where it draws from.
 
     Raises:
-        ValueError: For both `keep_best` and `early_stop`.
+        ValueError: For both `keep_best` and `early_stop`, `probe` without `early_stop`, or both
+            `start` and `random_start`; for more rows than the largest of `batch_sizes`.
         RuntimeError: Under `torch.inference_mode`, in which nothing can be differentiated.
     """
     _refuse_inference(x)
-    check_best(keep_best, early_stop)
+    check_choices(keep_best, early_stop, probe)
+    if start is not None and random_start:
+        raise ValueError(
+            "An attack starts where it is told or at random; set random_start: false."
+        )
     sizes = per_row(step_size, x), per_row(radius, x)
-    ascent = _Ascent(losses, x, ball, steps, *sizes, early_stop, keep_best)
+    asked = _Asked(losses, tuple(sorted(batch_sizes)))
+    ascent = _Ascent(asked, x, ball, steps, *sizes, early_stop, keep_best, probe)
     everyone = torch.arange(len(x), device=x.device)
-    adversary = ascent.climb(ascent.random_point(generator) if random_start else x, everyone)
+    first = x if start is None else start
+    adversary = ascent.climb(ascent.random_point(generator) if random_start else first, everyone)
     if not restarts:
         return adversary
-    loss, active = _evaluate(losses, adversary, everyone)
+    loss, active = _evaluate(asked, adversary, everyone)
     for _ in range(restarts):
         start = ascent.random_point(generator)
         rows = active.nonzero().squeeze(1) if early_stop else everyone
         if not len(rows):
             continue
         rival = ascent.climb(start, rows)[rows]
-        rival_loss, rival_active = _evaluate(losses, rival, rows)
+        rival_loss, rival_active = _evaluate(asked, rival, rows)
         better = active[rows] & (~rival_active | (rival_loss > loss[rows]))
         adversary[rows] = torch.where(expand(better, rival), rival, adversary[rows])
         loss[rows] = torch.where(better, rival_loss, loss[rows])
@@ -91,10 +108,32 @@ def pgd(
 
 
 @dataclass(frozen=True)
+class _Asked:
+    """Losses of points, asked for in batches of few sizes."""
+
+    losses: Losses
+    sizes: tuple[int, ...]
+
+    def __call__(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.sizes or len(rows) in self.sizes:
+            return self.losses(x, rows)
+        size = next((size for size in self.sizes if size > len(rows)), None)
+        if size is None:
+            raise ValueError(
+                f"An attack on {len(rows)} rows may ask for batches of {list(self.sizes)} alone; "
+                "give batch_sizes of which the largest holds the batch."
+            )
+        filling = rows.new_zeros(size - len(rows))
+        places = torch.cat([torch.arange(len(rows), device=rows.device), filling])
+        loss, active = self.losses(x[places], rows[places])
+        return loss[: len(rows)], active[: len(rows)]
+
+
+@dataclass(frozen=True)
 class _Ascent:
     """What every run of an attack shares; sizes of steps and balls carry trailing axes."""
 
-    losses: Losses
+    losses: _Asked
     x: Tensor
     ball: Callable[..., AttackerStep]
     steps: int
@@ -102,6 +141,7 @@ class _Ascent:
     radius: float | Tensor
     early_stop: bool
     keep_best: bool
+    probe: bool
 
     def random_point(self, generator: Generators) -> Tensor:
         ball = self.ball if generator is None else partial(self.ball, generator=generator)
@@ -113,7 +153,11 @@ class _Ascent:
         """Moves the given rows of a whole batch from their starts; the others stay."""
         adversary = start.clone()
         best = _Best(adversary, rows) if self.keep_best else None
+        if self.probe and len(rows):
+            rows = rows[_evaluate(self.losses, adversary[rows], rows)[1]]
         for _ in range(self.steps):
+            if not len(rows):
+                break
             with torch.enable_grad():
                 moving = adversary[rows].requires_grad_()
                 loss, active = self.losses(moving, rows)
@@ -151,8 +195,13 @@ class _Best:
         self.loss = torch.where(better, loss, self.loss)
 
 
-def check_best(keep_best: bool, early_stop: bool) -> None:
-    """Raises ValueError for a choice that leaves no point to return."""
+def check_choices(keep_best: bool, early_stop: bool, probe: bool) -> None:
+    """Raises ValueError for choices that exclude each other."""
+    if probe and not early_stop:
+        raise ValueError(
+            "probe finds the rows that rest, and without early_stop none does; set early_stop: "
+            "true, or probe: false."
+        )
     if keep_best and early_stop:
         raise ValueError(
             "keep_best wants every row to take every step, and early_stop lets rows rest at their "
@@ -161,8 +210,6 @@ def check_best(keep_best: bool, early_stop: bool) -> None:
 
 
 def _evaluate(losses: Losses, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    # Only ever after a climb: autocast caches the weights that it casts, and had they been cast
-    # here first, without gradients, the training step that follows would find them detached.
     loss, active = losses(x, rows)
     return loss.clone(), active.clone()  # they will be written to, and belong to the caller
 

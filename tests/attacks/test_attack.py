@@ -11,7 +11,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from robustguide.attacks import PGD, Attack, L2Ball, LinfBall, Radius, SignalRadius
-from robustguide.noise import vp_scale
+from robustguide.noise import expand, vp_scale
 
 SIGMA = torch.tensor([0.0, 0.1, 1.0, 10.0, 100.0, 0.5])
 
@@ -181,10 +181,36 @@ def test_classifier_comes_back_as_it_was(in_training_mode):
 
 def test_modes_come_back_after_an_error():
     classifier, x, sigma, y = labelled()
+    classifier.head.bias.requires_grad_(False)
     modes = [module.training for module in classifier.modules()]
     with pytest.raises(IndexError):
         PGD(0.5)(classifier, x, sigma, y + 3)
     assert [module.training for module in classifier.modules()] == modes
+    frozen = [name for name, p in classifier.named_parameters() if not p.requires_grad]
+    assert frozen == ["head.bias"]
+
+
+def test_parameters_are_frozen_meanwhile():
+    """So that a graph keeps nothing for their gradients."""
+    classifier, x, sigma, y = labelled()
+    wanted = []
+    classifier.register_forward_pre_hook(
+        lambda *_: wanted.append(any(p.requires_grad for p in classifier.parameters()))
+    )
+    PGD(0.5, steps=2, restarts=1)(classifier, x, sigma, y)
+    assert len(wanted) > 3 and not any(wanted)
+    assert all(p.requires_grad for p in classifier.parameters())
+
+
+def test_a_start_is_an_offset_of_x_t_within_the_ball():
+    classifier, x, sigma, y = labelled()
+    offset = torch.randn(x.shape, generator=torch.Generator().manual_seed(3), dtype=x.dtype)
+    still = PGD(0.5, steps=1, step_fraction=1e-12, early_stop=False)
+    moved = (still(classifier, x, sigma, y, start=offset) - x) / expand(vp_scale(sigma), x)
+    assert_close(moved, 0.5 * offset / expand(lengths(offset), x), rtol=1e-5, atol=1e-6)
+    near = 0.1 * offset / expand(lengths(offset), x)
+    moved = (still(classifier, x, sigma, y, start=near) - x) / expand(vp_scale(sigma), x)
+    assert_close(moved, near, rtol=1e-5, atol=1e-6)
 
 
 def test_works_in_no_grad_and_refuses_inference_mode():

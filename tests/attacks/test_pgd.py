@@ -344,3 +344,53 @@ def test_the_best_point_is_the_one_of_largest_loss_on_the_way():
 def test_rows_that_rest_have_no_best_point():
     with pytest.raises(ValueError, match=r"keep_best wants every row.*early_stop: false"):
         pgd(lambda x, rows: (x, x), torch.zeros(1, 1), LinfBall, 1, 0.1, 0.1, keep_best=True)
+
+
+def test_a_probe_spares_gradients_alone():
+    """The rows that are wrong at x are asked for once, without a graph."""
+    network = curved()
+    x, y = points(network)
+    y[::2] = (y[::2] + 1) % 3
+    losses, probed = Recorded(network, y), Recorded(network, y)
+    want = pgd(losses, x, L2Ball, 4, 0.3, 1.0)
+    assert torch.equal(pgd(probed, x, L2Ball, 4, 0.3, 1.0, probe=True), want)
+    assert [rows for rows, _, _ in probed.calls[:2]] == [list(range(16)), list(range(1, 16, 2))]
+    assert [rows for rows, *_ in probed.calls[2:]] == [rows for rows, *_ in losses.calls[1:]]
+    everywhere_wrong = Recorded(network, (network(x).argmax(-1) + 1) % 3)
+    assert torch.equal(pgd(everywhere_wrong, x, L2Ball, 4, 0.3, 1.0, probe=True), x)
+    assert len(everywhere_wrong.calls) == 1
+
+
+@pytest.mark.parametrize("early_stop", [True, False])
+def test_batches_of_few_sizes(early_stop):
+    """Whoever falls, the network sees these sizes alone, and the adversaries are the same."""
+    network = curved()
+    x, y = points(network)
+    y[::3] = (y[::3] + 1) % 3
+    plain, losses = Recorded(network, y), Recorded(network, y)
+    given = dict(early_stop=early_stop, restarts=1)
+    starts = [torch.Generator().manual_seed(0) for _ in range(2)]
+    want = pgd(plain, x, L2Ball, 6, 0.2, 1.0, **given, generator=starts[0])
+    made = pgd(
+        losses, x, L2Ball, 6, 0.2, 1.0, **given, generator=starts[1], batch_sizes=[6, 16, 11]
+    )
+    assert_close(made, want, rtol=0, atol=1e-12)
+    sizes = [len(rows) for rows, _, _ in plain.calls]
+    assert [len(rows) for rows, _, _ in losses.calls] == [
+        min(size for size in (6, 11, 16) if size >= count) for count in sizes
+    ]
+    assert not early_stop or len(set(sizes)) > 3
+    with pytest.raises(ValueError, match=r"16 rows.*batches of \[4, 8\]"):
+        pgd(losses, x, L2Ball, 1, 0.2, 1.0, batch_sizes=[8, 4])
+
+
+def test_a_start_that_is_told():
+    network = linear()
+    x, y = points(network)
+    start = x + 0.05
+    losses = Recorded(network, y)
+    adversary = pgd(losses, x, L2Ball, 1, 0.1, 1.0, start=start, early_stop=False)
+    w = network.weight[1 - y] - network.weight[y]
+    assert_close(adversary, start + 0.1 * w / length(w)[:, None])
+    with pytest.raises(ValueError, match="random_start: false"):
+        pgd(losses, x, L2Ball, 1, 0.1, 1.0, start=start, random_start=True)
