@@ -6,6 +6,7 @@ from robustguide.modules.combination import Combination
 from robustguide.modules.contrastive import CaptionMatching
 from robustguide.modules.denoise import Denoising
 from robustguide.modules.examination import Examination
+from robustguide.modules.free import FreeClassification
 from robustguide.modules.generate import Generation
 from robustguide.modules.knobs import KnobSearch
 from robustguide.modules.penalty import CalibrationPenalty
@@ -28,6 +29,7 @@ __all__ = [
     "Combination",
     "Denoising",
     "Examination",
+    "FreeClassification",
     "Generation",
     "Goal",
     "KnobSearch",

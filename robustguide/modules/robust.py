@@ -10,7 +10,8 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustguide.attacks import Attack
+from robustguide.attacks import PGD, Attack
+from robustguide.attacks.starts import Starts
 from robustguide.guidance import AtState
 from robustguide.interfaces import Classifier, Codec
 from robustguide.modules.examination import Cell, Examination, named
@@ -19,7 +20,7 @@ from robustguide.modules.optimization import optimization, thaw
 from robustguide.modules.penalty import CalibrationPenalty
 from robustguide.modules.resuming import refuse_other_network, start_step
 from robustguide.modules.trial import try_on_data
-from robustguide.noise import NoiseDistribution, noise_like, perturb
+from robustguide.noise import NoiseDistribution, expand, noise_like, perturb, vp_scale
 
 Batch = tuple[Tensor, Tensor, Tensor]
 LEVELS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -47,6 +48,11 @@ class RobustClassification(LightningModule):
         penalty: What calibration adds to the loss; null adds nothing. It judges the noisy images
             as they were before the attack, which costs one more forward pass of the network, and
             which batch statistics see as well.
+        warm_start: Whether the attack on an image starts where its last one ended; of `PGD` alone.
+            Offsets are kept for every image that was met, 2 bytes a number on the host.
+
+    Raises:
+        ValueError: For a share beyond its range, or a warm start of what is no `PGD`.
     """
 
     def __init__(
@@ -63,8 +69,14 @@ class RobustClassification(LightningModule):
         codec: Codec | None = None,
         label_smoothing: float = 0.0,
         penalty: CalibrationPenalty | None = None,
+        warm_start: bool = False,
     ) -> None:
         super().__init__()
+        if warm_start and (not isinstance(attack, PGD) or attack.random_start):
+            raise ValueError(
+                f"warm_start tells PGD where to start, and the attack is {attack or 'none'}; give "
+                "robustguide.attacks.PGD without random_start, or leave warm_start out."
+            )
         if not 0 <= label_smoothing < 1:
             raise ValueError(
                 f"label_smoothing is a share of the target, 0 or more and below 1, got "
@@ -81,6 +93,7 @@ class RobustClassification(LightningModule):
         self.seed = seed
         self.space = Space(codec)
         self.label_smoothing, self.penalty = label_smoothing, penalty
+        self.starts = Starts() if warm_start else None
 
     def setup(self, stage: str) -> None:
         """Compares the data with the classifier.
@@ -108,13 +121,12 @@ class RobustClassification(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy of the attacked images alone, and the penalty."""
-        images, y, _ = batch
+        images, y, index = batch
         assert self.noise is not None
         x_0 = self.space.draw(images)
         sigma = self.noise.sample(len(x_0), self.device)
-        natural = x = perturb(x_0, sigma, noise_like(x_0, None))
-        if self.attack is not None:
-            x = self.attack(self.classifier, natural, sigma, y)
+        natural = perturb(x_0, sigma, noise_like(x_0, None))
+        x = self.attacked(natural, sigma, y, index)
         logits = self.classifier(x, sigma)
         loss = F.cross_entropy(logits.float(), y, label_smoothing=self.label_smoothing)
         if self.penalty is not None:
@@ -128,6 +140,19 @@ class RobustClassification(LightningModule):
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/accuracy", accuracy, prog_bar=True)
         return loss
+
+    def attacked(self, x: Tensor, sigma: Tensor, y: Tensor, index: Tensor) -> Tensor:
+        """Adversaries of noisy images whose numbers are given."""
+        if self.attack is None:
+            return x
+        if self.starts is None:
+            return self.attack(self.classifier, x, sigma, y)
+        assert isinstance(self.attack, PGD)
+        numbers = index.tolist()
+        start = self.starts.of(numbers, x)
+        moved = self.attack(self.classifier, x, sigma, y, start=start)
+        self.starts.keep(numbers, (moved - x) / expand(vp_scale(sigma), x))
+        return moved
 
     @property
     def examined(self) -> dict[str, Cell]:

@@ -9,7 +9,7 @@ from robustguide.data import Images, SeedData
 from robustguide.interfaces import Classifier
 from robustguide.modules import CalibrationPenalty, RobustClassification
 from robustguide.modules.robust import LEVELS
-from robustguide.noise import Clipped, LogNormal, UniformT, linear_levels
+from robustguide.noise import Clipped, LogNormal, UniformT, linear_levels, vp_scale
 from robustguide.samplers.seeds import mixed
 
 
@@ -250,3 +250,26 @@ def test_other_classes_than_the_data(tmp_path):
     with pytest.raises(ValueError, match=r"data has 10 classes, the classifier 64.*num_classes"):
         tiny.trainer(tmp_path).test(module, datamodule=Images(batch_size=32), verbose=False)
     assert SeedData(count=1, num_classes=64).num_classes == 64
+
+
+def test_an_attack_starts_where_it_ended():
+    """Of each image by its number, at whatever level it is met again."""
+    attack = PGD(0.5, steps=2, early_stop=False)
+    module = RobustClassification(build(tiny.classifier()), attack=attack, warm_start=True)
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(4, 1, 8, 8, generator=generator), torch.arange(4)
+    low, high = torch.full((4,), 0.1), torch.full((4,), 2.0)
+    first = module.attacked(x, low, y, torch.tensor([5, 6, 7, 8]))
+    assert torch.equal(first, attack(module.classifier, x, low, y))
+    offsets = (first - x) / vp_scale(low)[:, None, None, None]
+    start = torch.stack([offsets[2], torch.zeros_like(x[0]), offsets[0], offsets[1]])
+    again = module.attacked(x, high, y, torch.tensor([7, 9, 5, 6]))
+    want = attack(module.classifier, x, high, y, start=start.half().float())
+    assert torch.equal(again, want)
+    assert not torch.equal(again, attack(module.classifier, x, high, y))
+
+
+@pytest.mark.parametrize("attack", [None, Seen(), PGD(0.5, random_start=True)])
+def test_who_cannot_be_told_where_to_start(attack):
+    with pytest.raises(ValueError, match="warm_start tells PGD"):
+        RobustClassification(build(tiny.classifier()), attack=attack, warm_start=True)
