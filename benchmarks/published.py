@@ -2,27 +2,65 @@
 
 The recipe of robust training is that of Kawar, Ganz and Elad (2022; facts of their script for
 CIFAR-10): L2 ascent on x_t from x_t itself, all rows in every step, rows at rest once they are
-misclassified, in float32 and contiguous memory. Attention is computed again in the backward pass,
-as in the networks of Dhariwal and Nichol (2021), whatever their switch for that says.
+misclassified, in float32 and contiguous memory. The blocks are those of Dhariwal and Nichol
+(2021): norms of a copy in float32, attention by products over channels that is computed again in
+the backward pass, whatever their switch for that says, and torch's pooling.
 """
 
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from robustguide.nets.adm_blocks import AttentionBlock
+from robustguide.nets.adm_blocks import AttentionBlock, GroupNorm32, MeanOfFour
 
 FLOOR = 1e-10  # added to a gradient's norm
 
 
-def with_recomputed_attention(net: nn.Module) -> nn.Module:
-    """The same network, whose attention keeps its input alone and is computed again."""
+def normed(norm: GroupNorm32, x: Tensor) -> Tensor:
+    """Group norm of a copy in float32, or float64."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    weight, bias = norm.weight.to(dtype), norm.bias.to(dtype)
+    return F.group_norm(x.to(dtype), norm.num_groups, weight, bias, norm.eps).to(x.dtype)
+
+
+def attended(block: AttentionBlock, x: Tensor) -> Tensor:
+    """Attention of maps (b, c, h, w), with products over the channels of queries and keys."""
+    b, c = x.shape[:2]
+    qkv = block.qkv(normed(block.norm, x.reshape(b, c, -1)))
+    width, heads = c // block.heads, b * block.heads
+    if block.heads_first:
+        q, k, v = qkv.reshape(heads, 3 * width, -1).split(width, dim=1)
+    else:
+        q, k, v = (each.reshape(heads, width, -1) for each in qkv.chunk(3, dim=1))
+    scale = 1 / math.sqrt(math.sqrt(width))
+    weight = torch.einsum("bct,bcs->bts", q * scale, k * scale)
+    weight = weight.to(torch.promote_types(weight.dtype, torch.float32)).softmax(-1).to(q.dtype)
+    h = torch.einsum("bts,bcs->bct", weight, v).reshape(b, c, -1)
+    return x + block.proj_out(h).reshape(x.shape)
+
+
+def recomputed(block: AttentionBlock, x: Tensor) -> Tensor:
+    """Attention that keeps its input alone and is computed again for its gradient."""
+    return checkpoint(attended, block, x, use_reentrant=False)
+
+
+def as_published(net: nn.Module) -> nn.Module:
+    """The same network, changed in place to run its blocks as published."""
+    forwards = {
+        AttentionBlock: recomputed,
+        GroupNorm32: normed,
+        MeanOfFour: lambda _, x: F.avg_pool2d(x, 2),
+    }
     for block in net.modules():
-        if isinstance(block, AttentionBlock):
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+        if type(block) in forwards:
+            block.forward = partial(forwards[type(block)], block)  # type: ignore[method-assign]
     return net
 
 
@@ -55,3 +93,132 @@ def attacked(
             offset = offset * radius / norm.clamp(min=radius)
             moving = torch.where(right[:, None, None, None], start + offset, moving.detach())
     return moving.detach(), history
+
+
+def trained(
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    x_t: Tensor,
+    y: Tensor,
+    t: Tensor,
+    radius: float,
+    steps: int,
+) -> list[Tensor]:
+    """A step of training on adversaries; which rows were right before each step of the attack."""
+    adversary, history = attacked(net, x_t, y, t, radius, steps)
+    loss = F.cross_entropy(net(adversary, t), y)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return history
+
+
+@dataclass(frozen=True)
+class Guide:
+    """How the plain loop guides: without labels within an interval, and by a classifier.
+
+    Attributes:
+        net: Predicts the noise of x_t (b, c, h, w) at t (b,) for labels (b,).
+        classifier: Logits of x_t at t; null guides without one.
+        null: Label that means no class.
+        weight: Of classifier-free guidance; 1 is none.
+        low: Where the interval begins, a noise level sigma.
+        high: Where it ends.
+        scale: Of the classifier's gradient.
+    """
+
+    net: nn.Module
+    classifier: nn.Module | None
+    null: int
+    weight: float
+    low: float
+    high: float
+    scale: float
+
+    @torch.no_grad()
+    def predicted(self, x_t: Tensor, t: Tensor, y: Tensor, sigma: float) -> Tensor:
+        """Noise, by one pass for the label and one without."""
+        eps: Tensor = self.net(x_t, t, y)
+        if self.low < sigma <= self.high:
+            without = self.net(x_t, t, torch.full_like(y, self.null))
+            eps = without + self.weight * (eps - without)
+        return eps
+
+    def gradient(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """Of log p(y | x_t), times the scale."""
+        if self.classifier is None:
+            return torch.zeros_like(x_t)
+        with torch.enable_grad():
+            leaf = x_t.detach().requires_grad_()
+            chosen = self.classifier(leaf, t).log_softmax(-1)[range(len(y)), y]
+            (grad,) = torch.autograd.grad(chosen.sum(), leaf)
+        return self.scale * grad
+
+
+@torch.no_grad()
+def ancestral(
+    guide: Guide,
+    x_t: Tensor,
+    y: Tensor,
+    steps: Sequence[int],
+    alpha_bars: Sequence[float],
+    randn_like: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """The chain's own loop, in x_t: Ho et al. (2020), eq. 7; Dhariwal and Nichol (2021), Alg. 1.
+
+    Args:
+        guide: Guides.
+        x_t: Unit noise.
+        y: Labels.
+        steps: Of the full chain, descending.
+        alpha_bars: Of the full chain.
+        randn_like: Noise of the steps.
+    """
+    for step, following in zip(steps, [*steps[1:], None], strict=True):
+        t = torch.full((len(y),), float(step), device=x_t.device)
+        bar = alpha_bars[step]
+        bar_next = 1.0 if following is None else alpha_bars[following]
+        beta = 1 - bar / bar_next
+        eps = guide.predicted(x_t, t, y, math.sqrt(1 / bar - 1))
+        x_0 = (x_t - math.sqrt(1 - bar) * eps) / math.sqrt(bar)
+        mean = math.sqrt(bar_next) * beta / (1 - bar) * x_0
+        mean = mean + math.sqrt(1 - beta) * (1 - bar_next) / (1 - bar) * x_t
+        variance = (1 - bar_next) / (1 - bar) * beta
+        grad = guide.gradient(x_t, t, y)
+        x_t = mean + variance * grad
+        if following is not None:
+            x_t = x_t + math.sqrt(variance) * randn_like(x_t)
+    return x_t
+
+
+@torch.no_grad()
+def heun(
+    guide: Guide,
+    x: Tensor,
+    y: Tensor,
+    sigmas: Sequence[float],
+    t_of: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """EDM's loop, Karras et al. (2022), Alg. 1, with a network of x_t behind it.
+
+    Args:
+        guide: Guides.
+        x: Unit noise times the first level.
+        y: Labels.
+        sigmas: Levels, descending, 0 last.
+        t_of: Steps of the chain at levels (b,).
+    """
+
+    def slope(x: Tensor, sigma: float) -> Tensor:
+        scale = math.sqrt(1 + sigma**2)
+        t = t_of(x.new_full((len(y),), sigma))
+        eps = guide.predicted(x / scale, t, y, sigma)
+        return eps - sigma * guide.gradient(x / scale, t, y) / scale
+
+    for sigma, following in pairwise(sigmas):
+        d = slope(x, sigma)
+        euler = x + (following - sigma) * d
+        if following > 0:
+            euler = x + (following - sigma) * (d + slope(euler, following)) / 2
+        x = euler
+    return x

@@ -52,7 +52,7 @@ def test_the_same_rows_are_attacked_and_end_at_the_same_points(seed, steps, monk
     levels, count = linear_levels(), 24
     t = torch.randperm(1000)[:count].double()  # all differ, so a level names its row
     x_t = torch.randn(count, 3, 16, 16, dtype=torch.float64)
-    net = Centred(published.with_recomputed_attention(net), x_t, t)
+    net = Centred(published.as_published(net), x_t, t)
     with torch.no_grad():
         y = net(x_t, t).argmax(1)
     y[::4] = (y[::4] + 1) % 4  # wrong before any step

@@ -1,0 +1,92 @@
+"""Batched branches, intervals and compiled state against the plain loops, in float64."""
+
+import published
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from robustguide.classifiers import Timed
+from robustguide.denoisers import EpsDenoiser
+from robustguide.guidance import ClassifierFree, ClassifierGuidance, Scaled, Within
+from robustguide.nets import EncoderUNet, UNet
+from robustguide.noise import ChainGrid, RhoGrid, linear_levels
+from robustguide.samplers import Ancestral, Heun, SeededNoise
+
+SIZES = dict(image_size=8, in_channels=1, model_channels=16, num_res_blocks=1)
+LEVELS = linear_levels()
+COUNT, CLASSES = 3, 4
+INTERVAL = (0.3, 5.0)
+
+
+def randomised(net):
+    torch.manual_seed(0)
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return net.double().eval().requires_grad_(False)
+
+
+def networks():
+    labels = dict(num_classes=CLASSES, num_null_labels=1)
+    net = UNet(**SIZES, out_channels=1, attention_resolutions=[2], channel_mult=(1, 2), **labels)
+    head = dict(out_channels=CLASSES, attention_resolutions=[2], channel_mult=(1, 2))
+    return randomised(net), randomised(EncoderUNet(**SIZES, **head, pool="attention"))
+
+
+class Counted(nn.Module):
+    """Keeps how many rows it was asked for each time."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.rows = net, []
+
+    def forward(self, x, t, y):
+        self.rows.append(len(x))
+        return self.net(x, t, y)
+
+
+def ours(net, classifier, sampler):
+    counted = Counted(net)
+    denoiser = EpsDenoiser(counted, LEVELS, CLASSES, shape=(1, 8, 8), has_null=True)
+    terms = {
+        "free": Within(Scaled(ClassifierFree(), weight=2.5), *INTERVAL),
+        "classifier": Scaled(ClassifierGuidance(Timed(classifier, LEVELS, CLASSES)), scale=3.0),
+    }
+    noise, y = SeededNoise(range(COUNT)), torch.arange(COUNT)
+    x = sampler.start(noise.draw((1, 8, 8)), denoiser)
+    return sampler(denoiser, terms, x, y, noise), counted.rows
+
+
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_ancestral_is_the_plain_loop(recomputes):
+    net, classifier = networks()
+    grid = ChainGrid(LEVELS, "20")
+    made, rows = ours(net, classifier, Ancestral(grid, state_dtype="float64"))
+    if recomputes:
+        classifier = published.as_published(classifier)
+    guide = published.Guide(net, classifier, CLASSES, 2.5, *INTERVAL, 3.0)
+    noise = SeededNoise(range(COUNT))
+    steps = grid.indices()[::-1]
+    want = published.ancestral(
+        guide,
+        noise.draw((1, 8, 8)).double(),
+        torch.arange(COUNT),
+        steps,
+        LEVELS.alpha_bars.tolist(),
+        noise,
+    )
+    assert_close(made, want, rtol=0, atol=1e-9)
+    inside = [INTERVAL[0] < sigma <= INTERVAL[1] for sigma in grid.sigmas()[:-1]]
+    assert 3 < sum(inside) < 17
+    assert rows == [COUNT * (1 + each) for each in inside]  # one pass, of both where both are
+
+
+def test_heun_is_the_plain_loop():
+    net, classifier = networks()
+    grid = RhoGrid(8, sigma_min=0.02, sigma_max=80.0)
+    made, _ = ours(net, classifier, Heun(grid, state_dtype="float64"))
+    guide = published.Guide(net, classifier, CLASSES, 2.5, *INTERVAL, 3.0)
+    noise, sigmas = SeededNoise(range(COUNT)), [LEVELS.snap(sigma) for sigma in grid.sigmas()]
+    x = noise.draw((1, 8, 8)).double() * sigmas[0]
+    want = published.heun(guide, x, torch.arange(COUNT), sigmas, LEVELS.t)
+    assert_close(made, want, rtol=0, atol=1e-9)
