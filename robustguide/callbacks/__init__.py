@@ -1,5 +1,6 @@
 """Lightning callbacks: metrics, figures, exported checkpoints and results of a run."""
 
+from robustguide.callbacks.acceleration import Acceleration
 from robustguide.callbacks.calibration import TrajectoryCalibration
 from robustguide.callbacks.ema import EMA
 from robustguide.callbacks.export import Export
@@ -15,6 +16,7 @@ from robustguide.callbacks.samples import ClassAccuracy, SampleGrid, SampleWrite
 
 __all__ = [
     "EMA",
+    "Acceleration",
     "ClassAccuracy",
     "Export",
     "Meter",
