@@ -76,9 +76,9 @@ class _MeanOfFour(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        height, width = grad.shape[-2:]
-        spread = (grad / 4)[..., :, None, :, None].expand(*grad.shape[:-1], 2, width, 2)
-        return spread.reshape(*grad.shape[:-2], 2 * height, 2 * width)
+        grad = grad / 4
+        rows = torch.stack([grad, grad], -1).flatten(-2)
+        return torch.stack([rows, rows], -2).flatten(-3, -2)
 
 
 class Downsample(nn.Module):
