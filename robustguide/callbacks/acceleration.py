@@ -40,7 +40,8 @@ def networks(module: nn.Module) -> Iterator[nn.Module]:
     seen: set[int] = set()
     for wrapper in module.modules():
         net = getattr(wrapper, "net", None)
-        is_network = isinstance(wrapper, Classifier | Denoiser) and isinstance(net, nn.Module)
-        if is_network and not isinstance(net, Classifier | Denoiser) and id(net) not in seen:
+        if not isinstance(wrapper, Classifier | Denoiser) or not isinstance(net, nn.Module):
+            continue
+        if not isinstance(net, Classifier | Denoiser) and id(net) not in seen:
             seen.add(id(net))
             yield net
