@@ -105,3 +105,12 @@ def inputs(specification):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, *shape_of(specification), generator=generator)
     return x, torch.tensor([0.3, 4.0])
+
+
+def assert_same(loaded, module, *arguments, method="forward"):
+    """Tensors bit for bit, answers to rounding: some CPUs round by where a matrix lies."""
+    theirs = module.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in loaded.state_dict().items())
+    with torch.no_grad():
+        made, want = (getattr(each, method)(*arguments) for each in (loaded, module))
+    torch.testing.assert_close(made, want, rtol=1e-5, atol=1e-6 * float(want.abs().max()))

@@ -23,7 +23,12 @@ from robustguide.checkpoints.cards import card_of_file, cards
 from robustguide.checkpoints.specification import call
 from robustguide.complaints import innermost
 from robustguide.guidance import terms_of
-from robustguide.modules import Denoising, Generation, RobustClassification
+from robustguide.modules import (
+    Denoising,
+    FreeClassification,
+    Generation,
+    RobustClassification,
+)
 from robustguide.modules.optimization import thaw
 from robustguide.plans.flops import Asked, Counter, Ledger, keeping
 from robustguide.samplers import Sampler
@@ -365,12 +370,15 @@ def step_of(
     model: LightningModule, network: nn.Module, shape: Sequence[int]
 ) -> tuple[float, float, float]:
     """FLOPs of the loss and of its gradient, and bytes kept for that, all for one image."""
+    # a pass of free training is a step of its optimizer, and one of plain training
+    is_free = isinstance(model, FreeClassification)
+    step: Any = (RobustClassification if is_free else type(model)).training_step
     batch = torch.zeros(ROWS, *shape, device=META)
     y = torch.zeros(ROWS, dtype=torch.long, device=META)
     with Counter() as counter, warnings.catch_warnings(), torch.enable_grad():
         warnings.filterwarnings("ignore", message="You are trying to `self.log")
         with keeping(network) as kept:
-            loss = model.training_step((batch, y, y), 0)
+            loss = step(model, (batch, y, y), 0)
         forward = counter.flops
         assert isinstance(loss, Tensor)
         loss.backward()  # type: ignore[no-untyped-call]  # torch's

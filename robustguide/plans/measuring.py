@@ -22,7 +22,12 @@ from torch.utils.data import DataLoader
 from robustguide.checkpoints.cards import cards
 from robustguide.checkpoints.specification import call
 from robustguide.machine.memory import bound, forget_peak, held, peak_memory
-from robustguide.modules import Denoising, Generation, RobustClassification
+from robustguide.modules import (
+    Denoising,
+    FreeClassification,
+    Generation,
+    RobustClassification,
+)
 from robustguide.plans.capacity import free, has_room, largest
 from robustguide.plans.cost import Configuration, built, precision_of, to_the_end
 
@@ -156,7 +161,7 @@ def measure(configuration: Configuration, batch: int, limit: int | None = None) 
         accelerator=device.type,
         devices=1,
         precision=precision_of(configuration.trainer),  # type: ignore[arg-type]  # a literal
-        max_steps=STEPS,
+        max_epochs=1,  # of all batches; free training makes several steps of each
         callbacks=[watch],
         logger=False,
         enable_checkpointing=False,
@@ -176,7 +181,8 @@ def measure(configuration: Configuration, batch: int, limit: int | None = None) 
         else:
             trainer.fit(model, loader)
     peak, kind = peak_memory(device)
-    return Measured(name_of(device), batch, watch.seconds[-1], peak, before, kind)
+    passes = model.replays if isinstance(model, FreeClassification) else 1
+    return Measured(name_of(device), batch, watch.seconds[-1] / passes, peak, before, kind)
 
 
 def batch_size(configuration: Configuration) -> int:

@@ -14,6 +14,7 @@ from checkpoint_examples import (
     ENCODER,
     LEVELS,
     NAMES,
+    assert_same,
     inputs,
     shape_of,
     spec,
@@ -62,7 +63,7 @@ def test_classifiers_come_back(tmp_path, name):
     loaded = load_classifier(str(path))
     assert isinstance(loaded, Classifier) and type(loaded) is type(module)
     arguments = inputs(CLASSIFIERS[name])
-    assert torch.equal(loaded(*arguments), module(*arguments))
+    assert_same(loaded, module, *arguments)
     expected = {"timed": "t", "nested": "t", "sigma": "sigma"}.get(name, "none")
     assert loaded.metadata.conditioning == expected
     assert loaded.metadata == read_metadata(path)
@@ -103,7 +104,7 @@ def test_metas_and_other_default_devices_do_not_leak_in(tmp_path):
     with torch.device("meta"):
         loaded = load_classifier(str(path))
     arguments = inputs(CLASSIFIERS["torchvision"])
-    assert torch.equal(loaded(*arguments), module(*arguments))
+    assert_same(loaded, module, *arguments)
     assert load_classifier(str(path), device="meta").mean.is_meta
 
 
@@ -176,7 +177,7 @@ def test_a_users_own_package_needs_trust(tmp_path, monkeypatch):
         with trusting(["calibrations"]):
             loaded = [load_classifier(path), load_classifier(path, trust=["another"])]
         for each in (*loaded, load_classifier(path, trust=["calibrations"])):
-            assert torch.equal(each(*inputs(warm)), module(*inputs(warm)))
+            assert_same(each, module, *inputs(warm))
     finally:
         sys.modules.pop("calibrations", None)
 
@@ -264,4 +265,4 @@ def test_the_parsers_configuration_is_a_specification(tmp_path, name):
     export(module, path, specification, **said)
     loader = spec("robustguide.checkpoints.load_classifier", path=path)
     loaded = parser.instantiate_classes(parser.parse_object({"classifier": loader})).classifier
-    assert torch.equal(loaded(*inputs(CLASSIFIERS[name])), module(*inputs(CLASSIFIERS[name])))
+    assert_same(loaded, module, *inputs(CLASSIFIERS[name]))

@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from checkpoint_examples import spec
+from checkpoint_examples import assert_same, spec
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -288,7 +288,7 @@ def test_what_was_exported_stands_alone(given, file, tmp_path):
     said = {"class_names": list("abcde"), "shape": [3, 40, 40], "weights": "raw"}
     export(classifier, path, specification, **said)
     loaded, x = load_classifier(path), images()
-    assert torch.equal(loaded(x, clean(x)), classifier(x, clean(x)))
+    assert_same(loaded, classifier, x, clean(x))
     assert not any("transformer.resblocks" in n and "visual" not in n for n in loaded.state_dict())
 
 

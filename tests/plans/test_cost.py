@@ -25,7 +25,12 @@ from robustguide.guidance import (
 )
 from robustguide.interfaces import Classifier
 from robustguide.machine.flops import is_product
-from robustguide.modules import Denoising, Generation, RobustClassification
+from robustguide.modules import (
+    Denoising,
+    FreeClassification,
+    Generation,
+    RobustClassification,
+)
 from robustguide.nets import EncoderUNet
 from robustguide.noise import ChainGrid, LogNormal, RhoGrid, linear_levels
 from robustguide.plans.cost import (
@@ -239,6 +244,17 @@ def test_a_step_of_training_by_hand(early_stop):
     # AdamW: weight, gradient, two moments; and a count of steps for each of the two tensors
     assert cost.state_bytes == 4 * (4 * 650 + 2)
     assert any("at most" in note for note in cost.notes) == early_stop
+
+
+def test_a_pass_of_free_training_is_a_step_of_plain_training():
+    trainer = {"max_steps": 100}
+    models = (
+        RobustClassification(Flat(), LogNormal()),
+        FreeClassification(Flat(), noise=LogNormal()),
+    )
+    plain, free = (of_training(each, Configuration({}, DIGITS, trainer)) for each in models)
+    assert free.parts == plain.parts and free.flops == 2 * MATRIX
+    assert (free.steps, free.images, free.state_bytes) == (100, plain.images, plain.state_bytes)
 
 
 def test_training_of_a_denoiser():
