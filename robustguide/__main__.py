@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import sys
+from contextlib import suppress
 from importlib import import_module
 
 TRAINER_COMMANDS = {
@@ -145,8 +146,23 @@ def entry() -> None:
         print(f"robustguide: {error}{repair_of(error)}", file=sys.stderr)
         print("(set ROBUSTGUIDE_TRACEBACK=1 to see where this comes from)", file=sys.stderr)
         raise SystemExit(1) from None
+    leave()
     if isinstance(code, int) and code:
         raise SystemExit(code)
+
+
+def leave() -> None:
+    """Processes that worked together end together, while the interpreter is whole.
+
+    One that ends first may abort: threads that wait for the others are still running then.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.distributed.is_available():
+        return
+    if torch.distributed.is_initialized():
+        with suppress(RuntimeError):  # another one has failed, and says so itself
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()
 
 
 def repair_of(error: Exception) -> str:
