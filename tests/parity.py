@@ -89,8 +89,9 @@ class Recorder:
 
     def note(self, place, got, want, used):
         """The largest error of a comparison, and the largest share of what was allowed."""
-        error = (got.detach().double() - want.double()).abs()
-        allowed = used[1] + used[0] * want.double().abs()
+        want = want.detach().double()  # a network's own answer may equal what was recorded
+        error = (got.detach().double() - want).abs()
+        allowed = used[1] + used[0] * want.abs()
         share = torch.where(error == 0, 0.0, error / allowed).nan_to_num(0.0)
         row = float(error.nan_to_num(0.0).max()), float(share.max())
         self.rows[place] = tuple(map(max, row, self.rows.get(place, (0.0, 0.0))))
