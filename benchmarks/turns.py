@@ -15,7 +15,7 @@ from statistics import median, quantiles
 
 import torch
 
-RECORDS = Path(__file__).parent / "records"
+RECORDS = Path("runs/benchmarks")
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def record(
     print("\n".join([HEAD, *(each.row() for each in ratios)]) if ratios else "")
     for about, value in (facts or {}).items():
         print(f"{about}: {value}")
-    RECORDS.mkdir(exist_ok=True)
+    RECORDS.mkdir(parents=True, exist_ok=True)
     document = {
         "machine": machine(),
         "date": time.strftime("%Y-%m-%d"),

@@ -152,9 +152,9 @@ def entry() -> None:
 
 
 def leave() -> None:
-    """Processes that worked together end together, while the interpreter is whole.
+    """Processes that worked together part here, and not while the interpreter is taken down.
 
-    One that ends first may abort: threads that wait for the others are still running then.
+    Where they did so there, one of two was once seen to abort after all of its work was done.
     """
     torch = sys.modules.get("torch")
     if torch is None or not torch.distributed.is_available():

@@ -305,7 +305,12 @@ def run(args: list[str] | None = None) -> LightningCLI:
                 "inference_mode": False,  # attacks and guidance take gradients in evaluation
                 "use_distributed_sampler": False,  # the data modules divide by process themselves
                 "callbacks": [
-                    *(Meter(), Progress(), ReportCards(), Export(), Results(), Requeue())
+                    Meter(),
+                    Progress(),
+                    ReportCards(),
+                    Export(),
+                    Results(),
+                    Requeue(),
                 ],
             },
             save_config_callback=SaveConfig,

@@ -16,7 +16,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +23,7 @@ from jaxtyping import Float, Int
 from robustness.attack_steps import AttackerStep, L2Step, LinfStep, UnconstrainedStep
 from torch import Tensor, nn
 
-from robustguide.attacks.balls import Generators, L2Ball, per_row
+from robustguide.attacks.balls import Generators, L2Ball
 from robustguide.attacks.pgd import check_choices, pgd
 from robustguide.noise import expand, vp_scale
 
@@ -132,7 +131,10 @@ class PGD(Attack):
             _check_radius(self.radius)
         check_choices(self.keep_best, self.early_stop, self.probe)
         if min(self.batch_sizes, default=1) < 1:
-            raise ValueError(f"batch_sizes are at least 1, got {list(self.batch_sizes)}.")
+            raise ValueError(
+                f"batch_sizes are numbers of rows, at least 1, got {list(self.batch_sizes)}; "
+                "leave them out for batches of any size."
+            )
         if self.steps < 1:
             raise ValueError(f"PGD takes at least 1 step, got steps={self.steps}.")
         if self.restarts < 0:
@@ -188,9 +190,6 @@ class PGD(Attack):
             return loss, logits.argmax(-1) == y[rows]
 
         radius = self.radius(sigma) if isinstance(self.radius, Radius) else self.radius
-        if start is not None:
-            ball: Any = self.ball(x_t, per_row(radius, x_t), 0.0)
-            start = ball.project(x_t + start)
         with _lent(classifier, self.in_training_mode):
             adversary_t = pgd(
                 losses,
@@ -205,7 +204,7 @@ class PGD(Attack):
                 keep_best=self.keep_best,
                 probe=self.probe,
                 batch_sizes=self.batch_sizes,
-                start=start,
+                start=None if start is None else x_t + start,
                 generator=generator if self._ball_takes_generator else None,
             )
         return x + scale * (adversary_t - x_t)

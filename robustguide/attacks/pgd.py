@@ -69,7 +69,8 @@ def pgd(
         batch_sizes: If given, `losses` sees batches of these sizes alone: the rows that move are
             followed by copies of the first, up to the smallest size that holds them. For networks
             that are compiled for every size.
-        start: Where the first run starts, a point of the ball; null is x, or a random point.
+        start: Where the first run starts: at the point of the ball nearest to this one. Null is x,
+            or a random point.
         generator: Given to the ball for random starts, which are drawn for the whole batch whoever
             has fallen; the ball must take `generator`. With None it decides where it draws from.
 
@@ -88,17 +89,19 @@ def pgd(
     asked = _Asked(losses, tuple(sorted(batch_sizes)))
     ascent = _Ascent(asked, x, ball, steps, *sizes, early_stop, keep_best, probe)
     everyone = torch.arange(len(x), device=x.device)
-    first = x if start is None else start
-    adversary = ascent.climb(ascent.random_point(generator) if random_start else first, everyone)
+    first = ascent.random_point(generator) if random_start else x
+    if start is not None:
+        first = ascent.nearest(start)
+    adversary = ascent.climb(first, everyone)
     if not restarts:
         return adversary
     loss, active = _evaluate(asked, adversary, everyone)
     for _ in range(restarts):
-        start = ascent.random_point(generator)
+        point = ascent.random_point(generator)
         rows = active.nonzero().squeeze(1) if early_stop else everyone
         if not len(rows):
             continue
-        rival = ascent.climb(start, rows)[rows]
+        rival = ascent.climb(point, rows)[rows]
         rival_loss, rival_active = _evaluate(asked, rival, rows)
         better = active[rows] & (~rival_active | (rival_loss > loss[rows]))
         adversary[rows] = torch.where(expand(better, rival), rival, adversary[rows])
@@ -147,6 +150,11 @@ class _Ascent:
         ball = self.ball if generator is None else partial(self.ball, generator=generator)
         step: Any = ball(self.x, self.radius, self.step_size)
         point: Tensor = step.random_perturb(self.x)
+        return point
+
+    def nearest(self, x: Tensor) -> Tensor:
+        step: Any = self.ball(self.x, self.radius, self.step_size)
+        point: Tensor = step.project(x)
         return point
 
     def climb(self, start: Tensor, rows: Tensor) -> Tensor:

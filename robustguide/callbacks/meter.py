@@ -17,6 +17,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from robustguide.callbacks.reporting import callbacks_of
 from robustguide.data.parts import Part
 from robustguide.machine.flops import Tally
 from robustguide.machine.laps import Laps
@@ -170,6 +171,11 @@ class Meter(Callback):
     ) -> None:
         """See `stop`."""
         self.stop(trainer, "predict", batch)
+
+
+def told_by(trainer: Trainer) -> list[dict[str, Any]]:
+    """What this process did, see `Meter.told`; nothing where nobody counted."""
+    return [told for c in callbacks_of(trainer) if isinstance(c, Meter) for told in c.told()]
 
 
 def summary(told: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

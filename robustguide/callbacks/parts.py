@@ -16,7 +16,7 @@ from lightning import LightningModule, Trainer
 from safetensors.torch import save_file
 from torch import Tensor
 
-from robustguide.callbacks.meter import Meter
+from robustguide.callbacks.meter import told_by
 from robustguide.callbacks.origin import facts, origin, seeds
 from robustguide.callbacks.reporting import Reporting, callbacks_of, run_folder
 from robustguide.data.generated import Bytes, Generated, write_samples
@@ -83,7 +83,7 @@ class PartWriter(Reporting):
             save_file(states, part)
         evaluated: Any = getattr(module, "evaluated", None)
         memory, kind = peak_memory(trainer.strategy.root_device)
-        work = [each for c in callbacks_of(trainer) if isinstance(c, Meter) for each in c.told()]
+        work = told_by(trainer)
         told = {
             "first": int(index[0]),
             "count": len(index),

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import distributed
 
 from robustguide.callbacks.data_history import resumed, summed
-from robustguide.callbacks.meter import Meter, summary
+from robustguide.callbacks.meter import summary, told_by
 from robustguide.callbacks.origin import checkpoints_in
 from robustguide.callbacks.reporting import Reporting, callbacks_of, run_folder
 from robustguide.checkpoints import sha256_of
@@ -101,8 +101,7 @@ def cost_of(trainer: Trainer, module: LightningModule) -> dict[str, Any] | None:
 
 def work_of(trainer: Trainer) -> dict[str, Any] | None:
     """FLOPs and utilisation, see `Meter`; null where nobody counted."""
-    mine = [told for c in callbacks_of(trainer) if isinstance(c, Meter) for told in c.told()]
-    return summary([told for each in of_all(trainer, mine) for told in each])
+    return summary([told for each in of_all(trainer, told_by(trainer)) for told in each])
 
 
 def memory_of_parts(trainer: Trainer) -> tuple[int | None, str] | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from robustguide.machine.finding import Finding
 
-GIGABYTE = GIGA = 1e9
+GIGA = 1e9
 PAYS = 1.5  # times as fast, from which on casts of a network cost less than they save
 
 
@@ -22,9 +22,7 @@ def devices() -> Iterator[Finding]:
     for index in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(index)
         bf16 = "bf16" if facts.major >= 8 else "no bf16"
-        yield tried(
-            f"cuda:{index}", f"{facts.name}, {facts.total_memory / GIGABYTE:.0f} GB, {bf16}"
-        )
+        yield tried(f"cuda:{index}", f"{facts.name}, {facts.total_memory / GIGA:.0f} GB, {bf16}")
         yield products(f"cuda:{index}")
     if not torch.cuda.is_available() and Path("/proc/driver/nvidia/version").is_file():
         built = f"torch was built for CUDA {torch.version.cuda}" if torch.version.cuda else (

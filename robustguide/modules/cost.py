@@ -4,7 +4,6 @@ Counted on the host, as the calls are made, so that nothing waits for the device
 """
 
 import inspect
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robustguide.interfaces import Classifier, Codec, Denoiser
+from robustguide.machine.laps import clock
 
 
 @dataclass
@@ -75,13 +75,6 @@ def timed(evaluated: Evaluated, device: torch.device, name: str = "seconds") -> 
     start = clock(device)
     yield
     evaluated.add(name, clock(device) - start)
-
-
-def clock(device: torch.device) -> float:
-    """Seconds, when the device has done all that it was told."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    return time.perf_counter()
 
 
 @contextmanager

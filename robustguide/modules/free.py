@@ -1,5 +1,6 @@
 """Adversarial training at the price of plain training."""
 
+import math
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 from robustguide.attacks import L2Ball
 from robustguide.interfaces import Classifier
 from robustguide.modules.robust import Batch, RobustClassification
-from robustguide.noise import expand, noise_like, perturb, vp_scale
+from robustguide.noise import expand, vp_scale
 
 
 class FreeClassification(RobustClassification):
@@ -44,7 +45,7 @@ class FreeClassification(RobustClassification):
         **others: Any,
     ) -> None:
         super().__init__(classifier, **others)
-        if replays < 1 or not 0 < radius < float("inf") or not step_fraction > 0:
+        if replays < 1 or not 0 < radius < math.inf or not step_fraction > 0:
             raise ValueError(
                 f"Free training makes at least 1 pass, with a positive radius and step, got "
                 f"replays={replays}, radius={radius}, step_fraction={step_fraction}."
@@ -59,13 +60,19 @@ class FreeClassification(RobustClassification):
         self.offset: Tensor | None = None  # of the last batch, in x_t units
         self.automatic_optimization = False  # several steps a batch
 
+    @property
+    def threat(self) -> str:
+        """What moves the training images, in words."""
+        norm = getattr(self.ball, "norm", self.ball.__name__)
+        return (
+            f"free, {self.replays} passes a batch, {norm}, radius {self.radius:.3g} in x_t units "
+            f"on the [-1,1] scale, step {self.step_fraction * self.radius:.3g}"
+        )
+
     def training_step(self, batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
         """All passes over a batch."""
         images, y, _ = batch
-        assert self.noise is not None
-        x_0 = self.space.draw(images)
-        sigma = self.noise.sample(len(x_0), self.device)
-        x = perturb(x_0, sigma, noise_like(x_0, None))
+        x, sigma = self.noised(images)
         scale = expand(vp_scale(sigma), x).to(x.dtype)
         optimizer: Any = self.optimizers()
         schedulers: Any = self.lr_schedulers()
@@ -81,9 +88,7 @@ class FreeClassification(RobustClassification):
                 schedulers.step()
             offset = self.moved(offset.detach(), offset.grad)
         self.offset = offset
-        accuracy = (logits.argmax(-1) == y).float().mean()
-        self.log("train/loss", loss.detach(), prog_bar=True)
-        self.log("train/accuracy", accuracy, prog_bar=True)
+        self.log_step(loss, logits, y)
 
     def carried(self, x: Tensor) -> Tensor:
         """Offset of the batch before; of a larger one its first rows, of a smaller one with 0."""

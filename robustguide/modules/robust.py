@@ -112,8 +112,13 @@ class RobustClassification(LightningModule):
 
     def on_fit_start(self) -> None:
         """States the threat model."""
-        rank_zero_info(f"Training attack: {self.attack or 'none'}")
+        rank_zero_info(f"Training attack: {self.threat}")
         rank_zero_info(f"Evaluation attack: {self.evaluation_attack or 'none'}")
+
+    @property
+    def threat(self) -> str:
+        """What moves the training images, in words."""
+        return str(self.attack or "none")
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seeds the step."""
@@ -122,10 +127,7 @@ class RobustClassification(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy of the attacked images alone, and the penalty."""
         images, y, index = batch
-        assert self.noise is not None
-        x_0 = self.space.draw(images)
-        sigma = self.noise.sample(len(x_0), self.device)
-        natural = perturb(x_0, sigma, noise_like(x_0, None))
+        natural, sigma = self.noised(images)
         x = self.attacked(natural, sigma, y, index)
         logits = self.classifier(x, sigma)
         loss = F.cross_entropy(logits.float(), y, label_smoothing=self.label_smoothing)
@@ -136,10 +138,21 @@ class RobustClassification(LightningModule):
             self.log("train/cross_entropy", loss)
             self.log("train/calibration_error", error)
             loss = loss + self.penalty.weight * error
-        accuracy = (logits.argmax(-1) == y).float().mean()
-        self.log("train/loss", loss, prog_bar=True)
-        self.log("train/accuracy", accuracy, prog_bar=True)
+        self.log_step(loss, logits, y)
         return loss
+
+    def noised(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Training images in the classifier's space, noised, and their noise levels (b,)."""
+        assert self.noise is not None
+        x_0 = self.space.draw(images)
+        sigma = self.noise.sample(len(x_0), self.device)
+        return perturb(x_0, sigma, noise_like(x_0, None)), sigma
+
+    def log_step(self, loss: Tensor, logits: Tensor, y: Tensor) -> None:
+        """Logs the loss and the accuracy of what was trained on."""
+        accuracy = (logits.argmax(-1) == y).float().mean()
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log("train/accuracy", accuracy, prog_bar=True)
 
     def attacked(self, x: Tensor, sigma: Tensor, y: Tensor, index: Tensor) -> Tensor:
         """Adversaries of noisy images whose numbers are given."""

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from robustguide.nets.adm_blocks import (
     Blocks,
@@ -25,6 +24,7 @@ from robustguide.nets.adm_blocks import (
     zeroed,
 )
 from robustguide.nets.adm_readouts import readout
+from robustguide.nets.recomputing import run
 
 
 def check_levels(image_size: int, levels: int, attention_resolutions: Sequence[int]) -> None:
@@ -126,9 +126,7 @@ class Trunk(nn.Module):
 
     def run(self, block: nn.Module, x: Tensor, emb: Tensor) -> Tensor:
         """The block's value; with `use_checkpoint` its inside is recomputed for the gradient."""
-        if self.use_checkpoint and torch.is_grad_enabled():
-            return checkpoint(block, x, emb, use_reentrant=False)
-        return block(x, emb)
+        return run(block, x, emb, recomputes=self.use_checkpoint)
 
     def maps(self, x: Tensor, emb: Tensor) -> list[Tensor]:
         """Feature maps behind each input block, finest first, and behind the middle block."""

@@ -336,7 +336,7 @@ def of_training(model: RobustClassification | Denoising, configuration: Configur
     notes = []
     if attack is not None:
         model.attack = to_the_end(attack)
-        if model.attack is not attack:
+        if isinstance(attack, PGD) and attack.early_stop:
             notes.append("The attack costs at most that: a row rests once it is misclassified.")
         attacked = step_of(model, network, data.shape)[0] - forward
         parts.insert(0, Part(*about, f"attack, {attack_name(attack)}", parameters, None, attacked))
@@ -355,9 +355,9 @@ def of_training(model: RobustClassification | Denoising, configuration: Configur
 
 
 def to_the_end(attack: Attack | None) -> Attack | None:
-    """The attack, in which no row rests before the last step."""
-    if isinstance(attack, PGD) and attack.early_stop:
-        return replace(attack, early_stop=False)
+    """The attack, in which no row rests before the last step, nor are others asked for besides."""
+    if isinstance(attack, PGD) and (attack.early_stop or attack.batch_sizes):
+        return replace(attack, early_stop=False, probe=False, batch_sizes=())
     return attack
 
 

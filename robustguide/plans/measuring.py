@@ -4,7 +4,6 @@ The networks have random weights and the images are noise, so neither weights no
 """
 
 import logging
-import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -21,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from robustguide.checkpoints.cards import cards
 from robustguide.checkpoints.specification import call
+from robustguide.machine.laps import clock
 from robustguide.machine.memory import bound, forget_peak, held, peak_memory
 from robustguide.modules import (
     Denoising,
@@ -243,27 +243,21 @@ class Watch(Callback):
     def __init__(self, device: torch.device) -> None:
         self.device, self.seconds, self.start = device, list[float](), 0.0
 
-    def now(self) -> float:
-        """Seconds, with all work done."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
     def on_train_batch_start(self, *args: Any) -> None:
         """Begins."""
-        self.start = self.now()
+        self.start = clock(self.device)
 
     def on_train_batch_end(self, *args: Any) -> None:
         """Ends, with the step of the optimizer."""
-        self.seconds.append(self.now() - self.start)
+        self.seconds.append(clock(self.device) - self.start)
 
     def on_predict_batch_start(self, *args: Any) -> None:
         """Begins."""
-        self.start = self.now()
+        self.start = clock(self.device)
 
     def on_predict_batch_end(self, *args: Any) -> None:
         """Ends."""
-        self.seconds.append(self.now() - self.start)
+        self.seconds.append(clock(self.device) - self.start)
 
 
 def name_of(device: torch.device) -> str:

@@ -112,7 +112,7 @@ def link(file: Path, place: Path) -> None:
 def read(folder: Path) -> dict[str, Any]:
     """Metrics, cost and work of a run."""
     told = json.loads((folder / "results.json").read_text())
-    return {name: told.get(name) for name in ("metrics", "cost", "work")}
+    return {name: told[name] for name in ("metrics", "cost", "work")}
 
 
 def table(plan: Plan, results: dict[str, dict[str, Any]]) -> Table:

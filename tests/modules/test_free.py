@@ -88,6 +88,13 @@ def test_a_stopped_run_goes_on_with_its_offset(tmp_path):
         assert torch.equal(made, want)
 
 
+def test_the_threat_model_is_stated():
+    module = FreeClassification(classifier(), radius=0.5, replays=3, step_fraction=0.25)
+    assert module.threat == (
+        "free, 3 passes a batch, L2, radius 0.5 in x_t units on the [-1,1] scale, step 0.125"
+    )
+
+
 def test_a_smaller_batch_takes_the_first_offsets():
     module = FreeClassification(build(tiny.classifier()), noise=LogNormal())
     module.offset = torch.randn(4, 1, 8, 8)

@@ -227,10 +227,13 @@ class Flat(Classifier):
 MATRIX = 2 * 64 * 10
 
 
-@pytest.mark.parametrize("early_stop", [False, True])
-def test_a_step_of_training_by_hand(early_stop):
+@pytest.mark.parametrize(
+    ("early_stop", "others"),
+    [(False, {}), (True, {}), (True, dict(probe=True)), (False, dict(batch_sizes=(8, 64)))],
+)
+def test_a_step_of_training_by_hand(early_stop, others):
     """K times there and back to the image, then there and back to the weights."""
-    attack = PGD(radius=0.3, steps=3, early_stop=early_stop)
+    attack = PGD(radius=0.3, steps=3, early_stop=early_stop, **others)
     model = RobustClassification(Flat(), LogNormal(), attack)
     trainer = {"max_steps": 100, "devices": 4, "num_nodes": 2, "accumulate_grad_batches": 3}
     cost = of_training(model, Configuration({}, DIGITS, trainer))
