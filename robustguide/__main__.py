@@ -160,9 +160,11 @@ def leave() -> None:
     if torch is None or not torch.distributed.is_available():
         return
     if torch.distributed.is_initialized():
-        with suppress(RuntimeError):  # another one has failed, and says so itself
-            torch.distributed.barrier()
-            torch.distributed.destroy_process_group()
+        # gloo notices where another one has failed, which says so itself; NCCL would wait for it
+        if torch.distributed.get_backend() == "gloo":
+            with suppress(RuntimeError):
+                torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def repair_of(error: Exception) -> str:
