@@ -1,5 +1,6 @@
 # Two commands: `make demo` shows the main job end to end, `make test` checks everything in process.
 # `make check` runs what takes longer: faults, a real Slurm, a browser, the commands of README.md.
+# `make bench` times everything, in 25 minutes, and writes benchmarks/results.md.
 # `make faults KILLS=200 MOMENTS=1` kills work at more random moments than `make check` does.
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ FOLDER ?= runs/demo
 KILLS ?= 200
 BIN := .venv/bin
 
-.PHONY: install demo test check faults clean
+.PHONY: install demo test check bench faults clean
 
 install: .venv/installed
 
@@ -30,6 +31,9 @@ test: install
 
 check: install
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m check
+
+bench: install
+	@$(BIN)/python benchmarks/bench.py
 
 faults: install
 	@OMP_NUM_THREADS=1 KILLS=$(KILLS) MOMENTS=$(MOMENTS) $(BIN)/python -m pytest -q -s -m check tests/test_faults.py

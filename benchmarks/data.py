@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import turns as records
 from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.writer import TarWriter
@@ -177,22 +178,20 @@ def main() -> None:
     if options.turns < 2:
         parser.error(f"--turns is {options.turns}; expected 2 or more, for quartiles")
     torch.set_num_threads(1)
-    print(f"{options.workers} workers, {SIZE} px, batches of {BATCH}, {options.turns} turns")
-    print(
-        f"{'against':36}{'its us':>10}{'shards us':>12}"
-        f"{'rate':>8}{'quartiles':>14}{'at least':>10}"
-    )
+    facts: dict[str, object] = {
+        "read": f"{options.workers} workers, {SIZE} px, batches of {BATCH}, {options.turns} turns"
+    }
     is_missed = False
     with tempfile.TemporaryDirectory() as folder:
         for row in rows(Path(folder), options.workers, options.turns):
             low, ratio, high = quantiles(row.ratios, n=4)
             is_missed |= ratio < row.bound
-            print(
-                f"{row.what:36}{row.other * 1e6:>10.0f}{row.ours * 1e6:>12.0f}"
-                f"{ratio:>8.2f}{f'{low:.2f} to {high:.2f}':>14}{row.bound:>10.2f}"
-                f"{'  MISSED' * (ratio < row.bound)}",
-                flush=True,
+            facts[f"rate of shards over {row.what}"] = (
+                f"{ratio:.2f} ({low:.2f} to {high:.2f}), at least {row.bound:g}"
+                f"{' MISSED' * (ratio < row.bound)}; {row.other * 1e6:.0f} and "
+                f"{row.ours * 1e6:.0f} us a sample"
             )
+    records.record("data", facts=facts)
     sys.exit(is_missed)
 
 

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import torch
+import turns
 from torch import nn
 
 from robustguide.classifiers import Timed
@@ -53,8 +54,8 @@ def generation() -> Generation:
     return Generation(denoiser, Ancestral(ChainGrid(levels, "2"), clip=1.0), {"plain": term})
 
 
-def flat() -> bool:
-    """Whether memory stays what it is."""
+def flat() -> tuple[bool, dict[str, object]]:
+    """Whether memory stays what it is, and what it is."""
     model, cpu = generation(), torch.device("cpu")
     noted: dict[int, int] = {}
     start = time.perf_counter()
@@ -65,28 +66,30 @@ def flat() -> bool:
         if batch in (WARM, ALL):
             noted[batch] = held(cpu) or 0
     lasted = (time.perf_counter() - start) / ALL
-    for batch, resident in noted.items():
-        print(f"{batch:>7,} batches: {resident / 2**20:.1f} MiB resident")
     grown = noted[ALL] - noted[WARM]
-    verdict = "flat" if grown <= GROWTH else "not flat"
-    print(f"{grown / 2**20:+.2f} MiB, at most {GROWTH / 2**20:.0f}: {verdict}")
-    print(f"{lasted * 1e3:.1f} ms a batch of {ROWS}")
-    return grown <= GROWTH
+    facts: dict[str, object] = {
+        f"resident after {batch:,} batches of guided sampling": f"{resident / 2**20:.1f} MiB"
+        for batch, resident in noted.items()
+    }
+    verdict = "flat" if grown <= GROWTH else "MISSED"
+    facts["growth"] = f"{grown / 2**20:+.2f} MiB, at most {GROWTH / 2**20:.0f}: {verdict}"
+    facts["a batch"] = f"{lasted * 1e3:.1f} ms"
+    return grown <= GROWTH, facts
 
 
-def step() -> bool:
-    """Tells both peaks."""
-    print(f"{'robust step, ' + str(BATCH) + ' images':28}{'peak':>10}{'of it':>10}{'seconds':>9}")
+def step() -> tuple[bool, dict[str, object]]:
+    """Both peaks."""
+    facts = dict[str, object]()
     for switch in ("false", "true"):
         configuration = read([str(CONFIGS / name) for name in STEP], [f"{ARGUMENT}={switch}"])
         kept = max(part.kept_bytes or 0 for part in cost_of(configuration).parts)
         found = measured(configuration, BATCH)
         peak, own = ((each or 0) / 2**20 for each in (found.peak_bytes, found.step_bytes))
-        print(
-            f"use_checkpoint: {switch:12}{peak:>6.0f} MiB{own:>6.0f} MiB{found.seconds:>9.2f}"
-            f"   {kept * BATCH / 2**20:.0f} MiB kept for the gradient, as counted"
+        facts[f"robust step of {BATCH} images, use_checkpoint: {switch}"] = (
+            f"peak {peak:.0f} MiB, of which the step {own:.0f} MiB, in {found.seconds:.2f} s; "
+            f"{kept * BATCH / 2**20:.0f} MiB kept for the gradient, as counted"
         )
-    return True
+    return True, facts
 
 
 BENCHMARKS = {"flat": flat, "step": step}
@@ -94,8 +97,10 @@ BENCHMARKS = {"flat": flat, "step": step}
 
 def main() -> int:
     """Exit code 1 where memory grew."""
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
-    return int(not all([BENCHMARKS[name]() for name in sys.argv[1:] or BENCHMARKS]))
+    found = [BENCHMARKS[name]() for name in sys.argv[1:] or BENCHMARKS]
+    facts = {about: value for _, each in found for about, value in each.items()}
+    turns.record("memory", facts=facts)
+    return int(not all(is_kept for is_kept, _ in found))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from statistics import median
 from typing import NamedTuple
 
 import torch
+import turns
 from scipy.linalg import sqrtm
 
 from robustguide.metrics.frechet import Moments, frechet_distance
@@ -105,23 +106,22 @@ COMPARISONS: dict[str, Callable[[], list[Row]]] = {"frechet": frechet, "neighbou
 
 
 def main() -> None:
-    """Prints the table."""
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"{'':44}{'obvious':>12}{'ours':>12}{'ratio':>8}{'difference':>12}")
+    """Measures and tells."""
+    facts = dict[str, object]()
     names = [name for name in sys.argv[1:] if name != "--large"]
     for name in names or COMPARISONS:
         for row in COMPARISONS[name]():
-            ratio = row.obvious / row.ours
-            print(
-                f"{row.what:44}{row.obvious:>10.3g} {row.unit}{row.ours:>10.3g} {row.unit}"
-                f"{ratio:>8.1f}{row.difference:>12.1e}"
+            facts[row.what] = (
+                f"obvious {row.obvious:.3g} {row.unit}, ours {row.ours:.3g} {row.unit}: "
+                f"{row.obvious / row.ours:.1f} times, values differ by {row.difference:.1e}"
             )
     if "--large" in sys.argv:
         run = alone("ours", 50_000, torch.get_num_threads())
-        print(
-            f"precision, recall, 50000: {run['seconds']:.0f} s, {run['resident'] / 1e6:.0f} MB "
-            f"resident, {run['bytes'] / 1e6:.0f} MB of them for this"
+        facts["precision, recall, 50000"] = (
+            f"{run['seconds']:.0f} s, {run['resident'] / 1e6:.0f} MB resident, "
+            f"{run['bytes'] / 1e6:.0f} MB of them for this"
         )
+    turns.record("metrics", facts=facts)
 
 
 if __name__ == "__main__":

@@ -106,9 +106,19 @@ def machine() -> str:
 
 
 def record(
-    name: str, ratios: Sequence[Ratio] = (), facts: Mapping[str, object] | None = None
+    name: str,
+    ratios: Sequence[Ratio] = (),
+    facts: Mapping[str, object] | None = None,
+    text: str = "",
 ) -> bool:
-    """Prints and keeps what a benchmark found; whether nothing was missed."""
+    """Prints and keeps what a benchmark found; whether nothing was missed.
+
+    Args:
+        name: Of the benchmark.
+        ratios: Pairs that it timed.
+        facts: What else it found.
+        text: Markdown that it has printed already.
+    """
     print("\n".join([HEAD, *(each.row() for each in ratios)]) if ratios else "")
     for about, value in (facts or {}).items():
         print(f"{about}: {value}")
@@ -118,6 +128,7 @@ def record(
         "date": time.strftime("%Y-%m-%d"),
         "ratios": [asdict(each) for each in ratios],
         "facts": dict(facts or {}),
+        "text": text,
     }
     (RECORDS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
     return not any(each.is_missed for each in ratios)

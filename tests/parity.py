@@ -112,7 +112,7 @@ def is_result(key):
 
 def write(path, rows, unseen):
     """Puts the tables between their marks."""
-    from robustguide.checkpoints import cards
+    from robustguide.cards import cards
 
     golden = {}
     for (name, key), row in rows.items():

@@ -24,7 +24,8 @@ from safetensors.torch import save_file
 
 from robustguide import main as command_line
 from robustguide.attacks import L2Ball, LinfBall
-from robustguide.checkpoints import build, card, export
+from robustguide.cards import card
+from robustguide.checkpoints import build, export
 from robustguide.classifiers import NoiseConditioned, SigmaConditioned
 from robustguide.classifiers.clip import clip
 from robustguide.codecs import EDM2Codec, KLAutoencoder, StableDiffusionCodec

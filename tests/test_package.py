@@ -30,6 +30,9 @@ for name in HELPERS:
     with suppress(SystemExit):
         main([name, "--help"])
     assert not {"torch", "lightning", "torchvision"} & sys.modules.keys(), name
+for words in (["cards"], ["cards", "adm"]):
+    main(words)
+    assert not {"torch", "lightning", "torchvision"} & sys.modules.keys(), words
 robustguide.sample
 assert "torch" in sys.modules and "lightning" not in sys.modules
 """

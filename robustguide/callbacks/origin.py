@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 
-from robustguide.checkpoints import cards, sha256_of
-from robustguide.checkpoints.cards import present
+from robustguide.cards import cards, present
+from robustguide.checkpoints import sha256_of
 from robustguide.data import SeedData
 from robustguide.guidance import Combinator, Guidance, Scaled
 

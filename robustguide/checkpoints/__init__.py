@@ -1,7 +1,6 @@
 """Trained networks as files that carry no code, and the judge of what such a file may name."""
 
 from robustguide.checkpoints.autoencoders import load_autoencoder
-from robustguide.checkpoints.cards import Card, card, cards
 from robustguide.checkpoints.description import describe
 from robustguide.checkpoints.export import export, verify
 from robustguide.checkpoints.load import load_classifier, load_codec, load_denoiser, load_weights
@@ -14,17 +13,12 @@ from robustguide.checkpoints.off_the_shelf import (
 )
 from robustguide.checkpoints.portable import portable
 from robustguide.checkpoints.robustness import load_robustness
-from robustguide.checkpoints.specification import Specification
 from robustguide.checkpoints.trust import UntrustedError, build, check, trusting
 
 __all__ = [
-    "Card",
     "Metadata",
-    "Specification",
     "UntrustedError",
     "build",
-    "card",
-    "cards",
     "check",
     "clip_classifier",
     "describe",

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from robustguide.checkpoints.cards import Card, folder
+from robustguide.cards import Card, folder
 from robustguide.checkpoints.description import described
 from robustguide.checkpoints.export import write
 from robustguide.checkpoints.load import fitting, outline

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
+from robustguide.cards import Card, card_of_file, needed
+from robustguide.cards import card as card_of_name
 from robustguide.checkpoints.autoencoders import describe_folder
-from robustguide.checkpoints.cards import Card, card_of_file, needed
-from robustguide.checkpoints.cards import card as card_of_name
 from robustguide.checkpoints.metadata import KEY, Metadata, is_safetensors, opened, read_metadata
 
 CIFAR10 = (

@@ -19,9 +19,9 @@ from robustguide.checkpoints.load import KINDS, outline
 from robustguide.checkpoints.metadata import Metadata
 from robustguide.checkpoints.mismatch import listed, mismatches, shapes_of
 from robustguide.checkpoints.portable import portable, trust_stated
-from robustguide.checkpoints.specification import Specification, calls
 from robustguide.checkpoints.trust import LIBRARIES
 from robustguide.interfaces import Classifier
+from robustguide.specification import Specification, calls
 
 
 def export(

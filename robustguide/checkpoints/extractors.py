@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustguide.checkpoints.cards import Card, card_of_file, cards, needed
+from robustguide.cards import Card, card_of_file, cards, needed
 from robustguide.checkpoints.description import is_described
 from robustguide.checkpoints.load import load_classifier
 from robustguide.checkpoints.metadata import read_metadata, sha256_of

@@ -5,7 +5,7 @@ from importlib import import_module
 
 from torch import Tensor
 
-from robustguide.checkpoints.cards import Card
+from robustguide.cards import Card
 
 Tensors = Mapping[str, Tensor]
 

@@ -11,19 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustguide.cards import Card, card_of_file
+from robustguide.cards import card as card_of_name
 from robustguide.checkpoints.assembly import give, is_complete, weightless
 from robustguide.checkpoints.autoencoders import load_codec_folder
-from robustguide.checkpoints.cards import Card, card_of_file
-from robustguide.checkpoints.cards import card as card_of_name
 from robustguide.checkpoints.description import described, is_described, located
 from robustguide.checkpoints.keys import translated
 from robustguide.checkpoints.metadata import Metadata, is_safetensors, opened, read_metadata
 from robustguide.checkpoints.mismatch import Shapes, listed, mismatches, shapes_in, shapes_of
 from robustguide.checkpoints.opening import open_tensors
 from robustguide.checkpoints.portable import portable
-from robustguide.checkpoints.specification import Specification, differences
 from robustguide.checkpoints.trust import UntrustedError, build
 from robustguide.interfaces import Classifier, Codec, Denoiser
+from robustguide.specification import Specification, differences
 
 KINDS: dict[str, type[nn.Module]] = {
     "classifier": Classifier,

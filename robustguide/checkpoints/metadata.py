@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from robustguide.checkpoints.specification import Specification
+from robustguide.specification import Specification
 
 KEY = "robustguide"
 FORMAT = 1

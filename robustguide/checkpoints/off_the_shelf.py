@@ -18,7 +18,6 @@ from robustguide.checkpoints.metadata import Metadata
 from robustguide.checkpoints.mismatch import listed, mismatches, shapes_of
 from robustguide.checkpoints.opening import open_tensors
 from robustguide.checkpoints.portable import TRANSFORMING
-from robustguide.checkpoints.specification import Specification
 from robustguide.checkpoints.trust import build
 from robustguide.classifiers import OffTheShelf
 from robustguide.classifiers.clip import (
@@ -29,6 +28,7 @@ from robustguide.classifiers.clip import (
     imagenet_names,
     zero_shot,
 )
+from robustguide.specification import Specification
 
 SHELF = "robustguide.classifiers.OffTheShelf"
 Preprocess = Literal["raw", "imagenet_norm", "imagenet_norm+resize"]

@@ -7,8 +7,8 @@ exported in the end holds all tensors itself, so its specification says only wha
 from importlib import import_module
 
 from robustguide.checkpoints.description import describe
-from robustguide.checkpoints.specification import Call, Specification, calls, fold
 from robustguide.checkpoints.trust import LIBRARIES, loads
+from robustguide.specification import Call, Specification, calls, fold
 
 LOADERS = ("load_classifier", "load_denoiser", "load_codec", "load_autoencoder")
 # Functions that fill a module by other names, and those that say how they build it.

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from robustguide.checkpoints.cards import folder
+from robustguide.cards import folder
 from robustguide.complaints import nearest
 from robustguide.metrics.verdict import Printed
 

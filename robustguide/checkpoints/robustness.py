@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from robustguide.checkpoints.load import filled, outline
 from robustguide.checkpoints.off_the_shelf import SHELF, finished, fitted, tensors_of
-from robustguide.checkpoints.specification import Specification
 from robustguide.classifiers import OffTheShelf
+from robustguide.specification import Specification
 
 COPIES = {
     "attacker.model.": "model.",

@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import nn
 
-from robustguide.checkpoints.specification import Call, Specification, at, calls, fold
 from robustguide.noise import Levels
+from robustguide.specification import Call, Specification, at, calls, fold
 
 LIBRARIES = ("torchvision", "timm", "diffusers", "open_clip")
 BUILDERS = (

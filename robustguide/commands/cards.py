@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -11,10 +11,8 @@ from rich.console import Console, JustifyMethod
 from rich.markup import escape
 from rich.table import Table
 
+from robustguide.cards import Card, card, cards, folder, present
 from robustguide.commands.formatter import Formatter
-
-if TYPE_CHECKING:  # imports torch, which --help does not need
-    from robustguide.checkpoints.cards import Card
 
 EXAMPLES = """examples:
   robustguide cards
@@ -32,9 +30,6 @@ def run(args: list[str]) -> int:
     parser.add_argument("--folder", type=str, default=None, help="where checkpoints are kept")
     parser.add_argument("--json", action="store_true", help="print them as JSON")
     options = parser.parse_args(args)
-    from robustguide.checkpoints.cards import card, cards, folder, present
-    from robustguide.checkpoints.published import results_of
-
     where = Path(options.folder).expanduser() if options.folder else folder()
     found = [each for each in cards().values() if options.name in each.name]
     if options.name in cards():
@@ -42,11 +37,15 @@ def run(args: list[str]) -> int:
     elif not found:
         card(options.name)  # tells what is like it
 
-    def place(of: "Card") -> str | None:
+    def place(of: Card) -> str | None:
         there = present(of, where)
         return None if there is None else str(there)
 
-    def told(of: "Card") -> dict[str, Any]:
+    def told(of: Card) -> dict[str, Any]:
+        from robustguide.checkpoints.published import (
+            results_of,
+        )  # imports torch
+
         return asdict(of) | {"present": place(of), "published": results_of(of.name)}
 
     if options.json:
@@ -63,7 +62,7 @@ def run(args: list[str]) -> int:
     return 0
 
 
-def table(rows: list[tuple["Card", str | None]]) -> Table:
+def table(rows: list[tuple[Card, str | None]]) -> Table:
     """One row a card; the last column tells the kind of file that is here."""
     made = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("card", "kind", "shape", "classes", "parameters", "file", "here"):

@@ -25,7 +25,7 @@ def run(args: list[str]) -> int:
         "--output", type=str, default=None, help="new file; by default in the cache"
     )
     options = parser.parse_args(args)
-    from robustguide.checkpoints.cards import card
+    from robustguide.cards import card
     from robustguide.checkpoints.convert import convert
 
     of = card(options.name)

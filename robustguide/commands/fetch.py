@@ -8,6 +8,8 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from robustguide.cards import card, folder
+from robustguide.cards.download import fetch
 from robustguide.commands.formatter import Formatter
 
 EXAMPLES = """examples:
@@ -29,9 +31,6 @@ def run(args: list[str]) -> int:
         "--mirror", type=str, default=None, help="address of a folder with the files"
     )
     options = parser.parse_args(args)
-    from robustguide.checkpoints.cards import card, folder
-    from robustguide.checkpoints.fetch import fetch
-
     where = Path(options.folder).expanduser() if options.folder else folder()
     wanted = [card(name) for name in options.names]  # a wrong name costs no download
     for of in wanted:

@@ -19,11 +19,11 @@ from robustguide.commands.formatter import Formatter
 from robustguide.commands.objects import add_object
 
 if TYPE_CHECKING:  # imports torch, which --help does not need
-    from robustguide.checkpoints import Specification
     from robustguide.data import Images
     from robustguide.plans.candidates import Candidate
     from robustguide.plans.ranking import Grid, Setting
     from robustguide.report.page import Table
+    from robustguide.specification import Specification
 
 WIDTH = 99  # of text
 BY = ("ece", "smooth_ece", "nll", "cost")

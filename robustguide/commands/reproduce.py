@@ -122,7 +122,7 @@ def sample(preset: "Preset", given: Namespace, where: Path) -> None:
 
 def score(preset: "Preset", given: Namespace, where: Path, console: Console) -> "Score":
     """The score of the samples; the reference is made first, where the data have to give it."""
-    from robustguide.checkpoints.cards import folder
+    from robustguide.cards import folder
     from robustguide.commands.score import parser as score_parser
     from robustguide.commands.score import scored
 

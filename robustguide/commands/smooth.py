@@ -19,10 +19,10 @@ from robustguide.commands.objects import add_object
 if TYPE_CHECKING:  # imports torch, which --help does not need
     from torch import Tensor
 
-    from robustguide.checkpoints import Specification
     from robustguide.classifiers import Smooth
     from robustguide.data import Images
     from robustguide.interfaces import Classifier
+    from robustguide.specification import Specification
 
 BETAS = [3.0, 5.0]  # of EluCD's two samplers
 SPLITS = {"validation": "val_dataloader", "test": "test_dataloader"}

@@ -85,8 +85,8 @@ def checkpoints(roots: Sequence[str]) -> Iterator[Finding]:
 
 def checkpoint(file: Path) -> Finding:
     """What a file of weights says about itself; its tensors are not read."""
+    from robustguide.cards import card_of_file
     from robustguide.checkpoints import read_metadata
-    from robustguide.checkpoints.cards import card_of_file
     from robustguide.checkpoints.metadata import KEY, opened
 
     if (of := card_of_file(file)) is not None:

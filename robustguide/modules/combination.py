@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from robustguide.checkpoints import Specification
 from robustguide.classifiers import Combined
 from robustguide.guidance import AtState, View
 from robustguide.guidance.fit import check_shape
@@ -19,6 +18,7 @@ from robustguide.modules.examination import Examination
 from robustguide.modules.latent import Space
 from robustguide.modules.robust import LEVELS, Batch
 from robustguide.modules.trial import held_out, try_on_data
+from robustguide.specification import Specification
 
 ERRORS = {"ece": "ece", "nll": "mean_nll", "smooth_ece": "smooth_ece"}  # as `Answers` calls them
 

@@ -18,8 +18,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from lightning import LightningDataModule
 
 from robustguide.callbacks.origin import checkpoints_in
-from robustguide.checkpoints import Specification, sha256_of
-from robustguide.checkpoints.specification import call
+from robustguide.checkpoints import sha256_of
 from robustguide.guidance import (
     AtDenoised,
     AtState,
@@ -34,6 +33,7 @@ from robustguide.guidance import (
 )
 from robustguide.modules import Generation
 from robustguide.samplers import Sampler
+from robustguide.specification import Specification, call
 
 Found = tuple[Path, Path, Any]  # folder that was given, folder of a run, its results
 NO_GRADIENT = "no classifier's gradient guides it"

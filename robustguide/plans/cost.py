@@ -19,8 +19,7 @@ from lightning import LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 
 from robustguide.attacks import PGD, Attack
-from robustguide.checkpoints.cards import card_of_file, cards
-from robustguide.checkpoints.specification import call
+from robustguide.cards import card_of_file, cards
 from robustguide.complaints import innermost
 from robustguide.guidance import terms_of
 from robustguide.modules import (
@@ -32,6 +31,7 @@ from robustguide.modules import (
 from robustguide.modules.optimization import thaw
 from robustguide.plans.flops import Asked, Counter, Ledger, keeping
 from robustguide.samplers import Sampler
+from robustguide.specification import call
 
 META = torch.device("meta")
 # Dense, FLOPs a second: NVIDIA's data sheets of the A100 (SXM, 40 and 80 GB) and of the H100 SXM,

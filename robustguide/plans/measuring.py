@@ -18,8 +18,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from robustguide.checkpoints.cards import cards
-from robustguide.checkpoints.specification import call
+from robustguide.cards import cards
 from robustguide.machine.laps import clock
 from robustguide.machine.memory import bound, forget_peak, held, peak_memory
 from robustguide.modules import (
@@ -30,6 +29,7 @@ from robustguide.modules import (
 )
 from robustguide.plans.capacity import free, has_room, largest
 from robustguide.plans.cost import Configuration, built, precision_of, to_the_end
+from robustguide.specification import call
 
 P = ParamSpec("P")
 T = TypeVar("T")

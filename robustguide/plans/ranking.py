@@ -23,7 +23,6 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from robustguide.checkpoints import Specification
 from robustguide.classifiers import class_names, displaced
 from robustguide.denoisers import Unconditional
 from robustguide.files import whole
@@ -36,6 +35,7 @@ from robustguide.modules.robust import LEVELS
 from robustguide.modules.trial import try_classifier
 from robustguide.noise import perturb
 from robustguide.plans.candidates import Candidate, Look, plain
+from robustguide.specification import Specification
 
 FORMAT = 1  # of what is kept: raise it where the same setting would be measured otherwise
 Batch = tuple[Tensor, Tensor, Tensor]

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from robustguide.checkpoints.cards import card, cards, folder, present
+from robustguide.cards import card, cards, folder, present
 from robustguide.checkpoints.published import Need, Preset, address, read
 from robustguide.metrics.protocol import Protocol
 from robustguide.metrics.protocols import PROTOCOLS

@@ -8,14 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from robustguide.checkpoints import (
-    build,
-    cards,
-    export,
-    load_autoencoder,
-    load_codec,
-    portable,
-)
+from robustguide.cards import cards
+from robustguide.checkpoints import build, export, load_autoencoder, load_codec, portable
 from robustguide.checkpoints.autoencoders import describe_folder
 from robustguide.checkpoints.convert import convert
 from robustguide.codecs import EDM2Codec, KLAutoencoder, KLCodec, StableDiffusionCodec

@@ -7,8 +7,8 @@ import pytest
 import torch
 from golden_files import FOLDER, listing
 
-from robustguide.checkpoints import Card, card, cards, load_classifier, load_denoiser
-from robustguide.checkpoints.cards import card_of_file, present
+from robustguide.cards import Card, card, card_of_file, cards, present
+from robustguide.checkpoints import load_classifier, load_denoiser
 from robustguide.checkpoints.description import described
 from robustguide.checkpoints.keys import original, translated
 from robustguide.checkpoints.load import KINDS, outline
@@ -174,7 +174,7 @@ def test_on_the_meta_device_a_card_needs_no_file(tmp_path, monkeypatch):
 
 
 def test_variants_are_cards_of_one_network():
-    from robustguide.checkpoints.cards import read
+    from robustguide.cards import read
 
     entry = {
         "title": "t {variant}", "kind": "denoiser", "file": "f-{variant}.pkl", "licence": "l",

@@ -8,7 +8,8 @@ from golden_files import FOLDER, load, tolerance
 from safetensors import safe_open
 
 from robustguide.__main__ import main
-from robustguide.checkpoints import cards, load_classifier, load_denoiser, read_metadata, sha256_of
+from robustguide.cards import cards
+from robustguide.checkpoints import load_classifier, load_denoiser, read_metadata, sha256_of
 from robustguide.checkpoints.convert import convert
 from robustguide.checkpoints.keys import original
 from robustguide.checkpoints.opening import open_tensors

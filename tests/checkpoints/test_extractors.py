@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from robustguide.checkpoints import build, card, cards, clip_classifier, export, load_classifier
+from robustguide.cards import card, cards
+from robustguide.checkpoints import build, clip_classifier, export, load_classifier
 from robustguide.checkpoints.convert import convert
 from robustguide.checkpoints.extractors import InceptionFeatures, load_extractor, located
 from robustguide.checkpoints.keys_dinov2 import to_ours

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from robustguide.checkpoints import build, cards, load_classifier
+from robustguide.cards import cards
+from robustguide.checkpoints import build, load_classifier
 from robustguide.checkpoints.convert import convert
 from robustguide.checkpoints.keys import original, renamed, translated
 

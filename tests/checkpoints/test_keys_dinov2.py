@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from robustguide.checkpoints import build, cards, load_classifier
+from robustguide.cards import cards
+from robustguide.checkpoints import build, load_classifier
 from robustguide.checkpoints.keys_dinov2 import positions, to_ours
 from robustguide.metrics.features import ClassifierFeatures
 

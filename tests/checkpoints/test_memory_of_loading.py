@@ -10,7 +10,8 @@ GIGABYTE = 2**30
 PREPARE = """
 import json, sys, torch
 from dataclasses import replace
-from robustguide.checkpoints import build, cards, load_classifier
+from robustguide.cards import cards
+from robustguide.checkpoints import build, load_classifier
 from robustguide.checkpoints.convert import convert
 
 folder, width = sys.argv[1:3]

@@ -5,7 +5,8 @@ from functools import cache
 import pytest
 import torch
 
-from robustguide.checkpoints import cards, load_classifier, load_denoiser
+from robustguide.cards import cards
+from robustguide.checkpoints import load_classifier, load_denoiser
 from robustguide.classifiers import Decoded, Resized
 from robustguide.codecs import KLAutoencoder, StableDiffusionCodec
 from robustguide.denoisers import Unconditional

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from robustguide.checkpoints.cards import cards
+from robustguide.cards import cards
 from robustguide.checkpoints.published import (
     address,
     document,

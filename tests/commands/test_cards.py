@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from robustguide.__main__ import main
-from robustguide.checkpoints import cards
+from robustguide.cards import cards
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from robustguide.checkpoints import cards
+from robustguide.cards import cards
 from robustguide.metrics.agreement import ClassAccuracy, MeanCosine
 from robustguide.metrics.distances import FrechetMeasure
 from robustguide.metrics.inception_score import InceptionScore

@@ -11,7 +11,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
-from robustguide.checkpoints.cards import Card, folder, present
+from robustguide.cards import Card, folder, present
 
 PIECE = 2**20
 JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")

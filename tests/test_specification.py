@@ -2,7 +2,7 @@
 
 import pytest
 
-from robustguide.checkpoints.specification import calls, differences, fold
+from robustguide.specification import calls, differences, fold
 
 NET = {"class_path": "a.Net", "init_args": {"width": 32, "stages": [1, 2]}}
 NESTED = {

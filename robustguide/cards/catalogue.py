@@ -17,8 +17,8 @@ from typing import Any
 
 import yaml
 
-from robustguide.checkpoints.specification import Specification, fields
 from robustguide.complaints import nearest
+from robustguide.specification import Specification, fields
 
 CACHE = "~/.cache/robustguide/checkpoints"
 
@@ -86,7 +86,7 @@ class Card:
 @cache
 def cards() -> dict[str, Card]:
     """All cards by name, in the order of the file."""
-    text = files("robustguide.checkpoints").joinpath("cards.yaml").read_text()
+    text = files("robustguide.cards").joinpath("cards.yaml").read_text()
     found = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     return {
         card.name: card for name, entry in found["cards"].items() for card in read(name, entry)

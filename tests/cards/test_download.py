@@ -7,8 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from robustguide.checkpoints.cards import cards
-from robustguide.checkpoints.fetch import alone, fetch
+from robustguide.cards import cards
+from robustguide.cards.download import alone, fetch
 
 CONTENT = bytes(range(256)) * 5000
 

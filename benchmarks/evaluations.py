@@ -1,0 +1,149 @@
+"""Frechet distance against evaluations of the denoiser: fast solvers beside 250 ancestral steps.
+
+    python benchmarks/evaluations.py [--images 1000] [--folder runs/benchmarks/evaluations]
+
+Samples Fashion-MNIST by `robustguide test`, the same seeds and classes with each sampler, guided
+without a classifier within an interval of noise; the ancestral chain also without guidance. The
+denoiser and the network of the features are those of configs/fit/fashion_mnist_denoiser.yaml and
+of the second command of configs/fit/fashion_mnist_judge.yaml. A solver is as good as the 250 steps
+where its distance lies within their 95% interval over images, or below it. Finished cells are kept
+and not run again.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import turns
+import yaml
+
+BASE = "configs/test/fashion_mnist.yaml"
+GUIDED = ("--config", "configs/overlay/interval.yaml")
+FEATURES = "runs/fashion_mnist_features/classifier.safetensors"
+NEEDED = ("runs/fashion_mnist_denoiser/denoiser.safetensors", FEATURES)
+REFERENCE = "250 ancestral steps"
+FEWER = 6.0  # times fewer evaluations at equal quality
+
+
+def solver(name: str, grid: dict[str, Any], **arguments: Any) -> dict[str, Any]:
+    """A sampler as a configuration says it."""
+    return {
+        "class_path": f"robustguide.samplers.{name}",
+        "init_args": {"grid": grid, **arguments},
+    }
+
+
+def chain(steps: int) -> dict[str, Any]:
+    """Steps spread over the chain."""
+    levels = {"class_path": "robustguide.noise.linear_levels"}
+    told = {"levels": levels, "spacing": str(steps)}
+    return {"class_path": "robustguide.noise.ChainGrid", "init_args": told}
+
+
+def rho(steps: int) -> dict[str, Any]:
+    """EDM's levels."""
+    told = {"steps": steps, "sigma_min": 0.01, "sigma_max": 80.0, "rho": 7.0}
+    return {"class_path": "robustguide.noise.RhoGrid", "init_args": told}
+
+
+SAMPLERS: dict[str, dict[str, Any]] = {
+    REFERENCE: solver("Ancestral", chain(250), clip=1.0),
+    "50 ancestral steps": solver("Ancestral", chain(50), clip=1.0),
+    "18 steps of Heun": solver("Heun", rho(18), clip=1.0),
+    "20 steps of DPM-Solver++(2M)": solver("DPMSolver2M", rho(20), clip=1.0),
+    "10 steps of DPM-Solver++(2M)": solver("DPMSolver2M", rho(10), clip=1.0),
+}
+
+
+class Cell(NamedTuple):
+    """What was found of a sampler."""
+
+    distance: float
+    low: float
+    high: float
+    evaluations: float
+
+    @classmethod
+    def read(cls, folder: Path) -> "Cell":
+        """Of the results of a run."""
+        results = json.loads((folder / "results.json").read_text())
+        found = results["metrics"]["frechet/fashion_mnist_features"]
+        count = results["cost"]["denoiser_evaluations"]
+        return cls(found["value"], *found["interval"], count)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.distance:.2f} ({self.low:.2f} to {self.high:.2f}), "
+            f"{self.evaluations:.0f} evaluations"
+        )
+
+
+def sampled(name: str, images: int, folder: Path, *, is_guided: bool = True) -> Cell:
+    """A cell, from its file if it is there."""
+    place = folder / f"{name if is_guided else name + ', unguided'}, {images}".replace(" ", "_")
+    if not (place / "results.json").is_file():
+        place.mkdir(parents=True, exist_ok=True)
+        config = place / "sampler.yaml"
+        callbacks = [
+            {
+                "class_path": "robustguide.callbacks.Quality",
+                "init_args": {
+                    "protocol": "fashion_mnist_features",
+                    "weights": FEATURES,
+                    "along": False,
+                },
+            },
+            {"class_path": "robustguide.callbacks.SampleGrid"},
+        ]
+        told = {
+            "model": {"init_args": {"sampler": SAMPLERS[name], "observer": None}},
+            "data": {"init_args": {"count": images}},
+            "trainer": {"default_root_dir": str(place), "callbacks": callbacks},
+        }
+        config.write_text(yaml.safe_dump(told))
+        words = ["--config", BASE, "--config", str(config), *(GUIDED if is_guided else ())]
+        run = [sys.executable, "-m", "robustguide", "test", *words]
+        subprocess.run(run, check=True, stdout=subprocess.DEVNULL)
+    return Cell.read(place)
+
+
+def main() -> int:
+    """Reads the command line, samples and tells."""
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument("--images", type=int, default=1000)
+    arguments.add_argument("--folder", type=Path, default=turns.RECORDS / "evaluations")
+    given = arguments.parse_args()
+    missing = [path for path in NEEDED if not Path(path).is_file()]
+    if missing:
+        print(f"There is no {' and no '.join(missing)}; the commands are in the heads of")
+        print("configs/fit/fashion_mnist_denoiser.yaml and configs/fit/fashion_mnist_judge.yaml.")
+        return 2
+    facts, is_reached = dict[str, object](), False
+    reference = sampled(REFERENCE, given.images, given.folder)
+    facts[f"{REFERENCE}, guided"] = str(reference)
+    plain = sampled(REFERENCE, given.images, given.folder, is_guided=False)
+    facts[f"{REFERENCE}, unguided"] = str(plain)
+    for name in SAMPLERS:
+        if name == REFERENCE:
+            continue
+        cell = sampled(name, given.images, given.folder)
+        fewer = reference.evaluations / cell.evaluations
+        is_equal = cell.distance <= reference.high
+        facts[f"{name}, guided"] = (
+            f"{cell}: {fewer:.1f} times fewer, {'equal or better' if is_equal else 'worse'}"
+        )
+        is_reached |= is_equal and fewer >= FEWER
+        print(f"{name}: {facts[f'{name}, guided']}", flush=True)
+    facts["images"] = given.images
+    facts[f"at least {FEWER:g} times fewer at equal quality"] = "yes" if is_reached else "MISSED"
+    turns.record("evaluations", facts=facts)
+    return 0 if is_reached else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
