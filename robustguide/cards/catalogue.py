@@ -20,6 +20,7 @@ import yaml
 from robustguide.complaints import nearest
 from robustguide.specification import Specification, fields
 
+SHIPPED = Path(__file__).parents[1] / "networks"
 CACHE = "~/.cache/robustguide/checkpoints"
 
 
@@ -148,12 +149,14 @@ def folder() -> Path:
 
 
 def present(of: Card, where: Path | None = None) -> Path | None:
-    """The file of a card in a folder: the converted one first; null where neither is there."""
+    """The file of a card: converted in a folder, as published there, or shipped with the package.
+
+    Null where none of these is there.
+    """
     where = where or folder()
-    converted = where / of.converted
-    if converted.is_file():
-        return converted
-    return min((found for found in where.glob(of.file) if found.is_file()), default=None)
+    published = sorted(where.glob(of.file))
+    places = [where / of.converted, *published, SHIPPED / of.converted]
+    return next((place for place in places if place.is_file()), None)
 
 
 def needed(of: Card) -> Path:

@@ -63,6 +63,10 @@ def class_names(classes: str | None, count: int) -> tuple[str, ...]:
         return tuple(ResNet50_Weights.IMAGENET1K_V2.meta["categories"])
     if classes == "cifar10":
         return CIFAR10
+    if classes == "fashion_mnist":
+        from torchvision.datasets import FashionMNIST
+
+        return tuple(FashionMNIST.classes)
     return tuple(str(y) for y in range(count))
 
 
