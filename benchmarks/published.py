@@ -61,6 +61,12 @@ def as_published(net: nn.Module) -> nn.Module:
     for block in net.modules():
         if type(block) in forwards:
             block.forward = partial(forwards[type(block)], block)  # type: ignore[method-assign]
+    return contiguous(net)
+
+
+def contiguous(net: nn.Module) -> nn.Module:
+    """The same network, which leaves maps in the layout of the images."""
+    net.arranged = lambda x: x  # type: ignore[assignment]
     return net
 
 

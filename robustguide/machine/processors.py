@@ -19,6 +19,7 @@ def devices() -> Iterator[Finding]:
         return  # told among the versions
     yield tried("cpu", platform.machine())
     yield products("cpu")
+    yield norms()
     for index in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(index)
         bf16 = "bf16" if facts.major >= 8 else "no bf16"
@@ -50,6 +51,16 @@ def products(device: str) -> Finding:
     if device == "cpu" and single and half and half >= PAYS * single:
         value += "; --trainer.precision=bf16-mixed pays for large networks"
     return Finding("devices", f"{device} products", value)
+
+
+def norms() -> Finding:
+    """Whether the CPU has the compiled norms that large networks are faster with."""
+    from robustguide.nets.fused_norm import kernels
+
+    held = kernels()
+    value = "compiled" if held else "those of torch, which are slower"
+    repair = "" if held else "install g++, or name a compiler as CXX (ROBUSTGUIDE_KERNELS=0 is off)"
+    return Finding("devices", "cpu norms", value, repair, False)
 
 
 def tried(device: str, value: str) -> Finding:

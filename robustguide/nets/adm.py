@@ -24,6 +24,7 @@ from robustguide.nets.adm_blocks import (
     zeroed,
 )
 from robustguide.nets.adm_readouts import readout
+from robustguide.nets.fused_norm import arranged, normed
 from robustguide.nets.recomputing import run
 
 
@@ -128,9 +129,14 @@ class Trunk(nn.Module):
         """The block's value; with `use_checkpoint` its inside is recomputed for the gradient."""
         return run(block, x, emb, recomputes=self.use_checkpoint)
 
+    def arranged(self, x: Tensor) -> Tensor:
+        """Images in the layout that the blocks are fastest on."""
+        return arranged(x, self.widths)
+
     def maps(self, x: Tensor, emb: Tensor) -> list[Tensor]:
         """Feature maps behind each input block, finest first, and behind the middle block."""
         maps = []
+        x = self.arranged(x)
         for block in (*self.input_blocks, self.middle_block):
             x = self.run(block, x, emb)
             maps.append(x)
@@ -244,7 +250,8 @@ class UNet(Trunk):
         *skips, h = self.maps(x, emb)
         for block in self.output_blocks:
             h = self.run(block, torch.cat([h, skips.pop()], dim=1), emb)
-        return self.out(h)
+        norm, _, conv = self.out
+        return conv(normed(norm, h)).contiguous()
 
     def _check(self, x: Tensor, y: Tensor | None) -> None:
         if x.shape[-2] % self.factor or x.shape[-1] % self.factor:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustguide.nets.fused_norm import normed
+
 # Longest sequence whose products are made in float32 on the CPU; longer ones are a large part of
 # a network's work, and bfloat16 has hardware.
 SHORT = 64
@@ -60,8 +62,7 @@ class MeanOfFour(nn.Module):
     """Mean of 2x2 pixels; the kernels of the pooling are slow on the CPU."""
 
     def forward(self, x):
-        is_slow = x.device.type == "cpu" and x.is_contiguous()
-        if is_slow and x.shape[-1] % 2 == x.shape[-2] % 2 == 0:
+        if x.device.type == "cpu" and x.shape[-1] % 2 == x.shape[-2] % 2 == 0:
             return _MeanOfFour.apply(x)
         return F.avg_pool2d(x, 2)
 
@@ -76,9 +77,12 @@ class _MeanOfFour(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        grad = grad / 4
-        rows = torch.stack([grad, grad], -1).flatten(-2)
-        return torch.stack([rows, rows], -2).flatten(-3, -2)
+        b, c, h, w = grad.shape
+        if grad.is_contiguous():
+            repeated = (grad / 4)[..., None, :, None].expand(b, c, h, 2, w, 2)
+            return repeated.reshape(b, c, 2 * h, 2 * w)
+        repeated = (grad / 4).permute(0, 2, 3, 1)[:, :, None, :, None].expand(b, h, 2, w, 2, c)
+        return repeated.reshape(b, 2 * h, 2 * w, c).permute(0, 3, 1, 2)
 
 
 class Downsample(nn.Module):
@@ -141,16 +145,12 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x, emb):
-        norm, silu, conv = self.in_layers
-        h = conv(self.resample(silu(norm(x))))
-        emb = self.emb_layers(emb)[:, :, None, None]
-        norm, silu, dropout, conv = self.out_layers
-        if self.scale_shift:
-            scale, shift = emb.chunk(2, dim=1)
-            h = norm(h) * (1 + scale) + shift
-        else:
-            h = norm(h + emb)
-        return self.skip_connection(self.resample(x)) + conv(dropout(silu(h)))
+        norm, _, conv = self.in_layers
+        h = conv(self.resample(normed(norm, x)))
+        emb = self.emb_layers(emb)
+        norm, _, dropout, conv = self.out_layers
+        h = normed(norm, h, emb) if self.scale_shift else normed(norm, h + emb[:, :, None, None])
+        return self.skip_connection(self.resample(x)) + conv(dropout(h))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -190,15 +190,24 @@ def head_count(channels: int, num_heads: int, num_head_channels: int) -> int:
     return num_heads if by_number else channels // num_head_channels
 
 
+def tokens(x: Tensor) -> Tensor:
+    """(b, h * w, c) of maps (b, c, h, w); no copy of those that are channels-last."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def mapped(layer: nn.Conv1d, x: Tensor) -> Tensor:
+    """A convolution of width 1 on tokens (b, length, c)."""
+    return F.linear(x, layer.weight[:, :, 0], layer.bias)
+
+
 def split_heads(qkv: Tensor, heads: int, *, heads_first: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Query, key and value (b, heads, length, c) from (b, 3 * heads * c, length).
+    """Query, key and value (b, heads, length, c) from (b, length, 3 * heads * c).
 
     Public checkpoints order the channels as (head, qkv, c), or in the newer way as (qkv, head, c).
     """
     order = (heads, 3) if heads_first else (3, heads)
-    split = qkv.unflatten(1, (*order, -1)).mT
-    q, k, v = split.unbind(2 if heads_first else 1)
-    return q, k, v
+    q, k, v = qkv.unflatten(2, (*order, -1)).unbind(3 if heads_first else 2)
+    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 
 class AttentionBlock(nn.Module):
@@ -213,10 +222,10 @@ class AttentionBlock(nn.Module):
         self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
 
     def forward(self, x):
-        qkv = self.qkv(self.norm(x.flatten(2)))
+        qkv = mapped(self.qkv, tokens(normed(self.norm, x, silu=False)))
         q, k, v = split_heads(qkv, self.heads, heads_first=self.heads_first)
-        h = attend(q, k, v).mT.flatten(1, 2)
-        return x + self.proj_out(h).unflatten(2, x.shape[2:])
+        h = mapped(self.proj_out, attend(q, k, v).transpose(1, 2).flatten(2))
+        return x + h.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
 
 
 class BlockSequence(nn.Sequential):

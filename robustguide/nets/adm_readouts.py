@@ -3,7 +3,16 @@
 import torch
 from torch import nn
 
-from robustguide.nets.adm_blocks import GroupNorm32, attend, head_count, split_heads, zeroed
+from robustguide.nets.adm_blocks import (
+    GroupNorm32,
+    attend,
+    head_count,
+    mapped,
+    split_heads,
+    tokens,
+    zeroed,
+)
+from robustguide.nets.fused_norm import normed
 
 HIDDEN = 2048  # width of the hidden layer of the spatial pools, in all public checkpoints
 
@@ -23,20 +32,24 @@ class AttentionPool(nn.Module):
         self.c_proj = nn.Conv1d(channels, out_channels, 1)
 
     def forward(self, x):
-        x = x.flatten(2)
-        x = torch.cat([x.mean(dim=-1, keepdim=True), x], dim=-1) + self.positional_embedding
+        x = tokens(x)
+        x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1) + self.positional_embedding.mT
         # The newer order of the channels, whatever the other layers of the network have.
-        q, k, v = split_heads(self.qkv_proj(x), self.heads, heads_first=False)
+        q, k, v = split_heads(mapped(self.qkv_proj, x), self.heads, heads_first=False)
         # Only the token of the mean is read, so it alone asks.
-        h = attend(q[:, :, :1], k, v).mT.flatten(1, 2)
-        return self.c_proj(h)[:, :, 0]
+        h = attend(q[:, :, :1], k, v).transpose(1, 2).flatten(2)
+        return mapped(self.c_proj, h)[:, 0]
 
 
 class LastMap(nn.Sequential):
-    """Layers on the last of the maps."""
+    """A norm, SiLU and other layers on the last of the maps."""
 
     def forward(self, maps):
-        return super().forward(maps[-1])
+        norm, _, *layers = self
+        x = normed(norm, maps[-1])
+        for layer in layers:
+            x = layer(x)
+        return x
 
 
 class MeansOfMaps(nn.Sequential):

@@ -47,6 +47,7 @@ def test_this_machine_is_fit(tmp_path):
     assert found["data sets", "digits"].startswith("1797 images")
     assert found["threads", "torch"] == str(torch.get_num_threads())
     assert "GFLOP/s" in found["devices", "cpu products"]
+    assert found["devices", "cpu norms"] == "compiled"
     assert ("devices", "cpu") in found and ("SLURM", "scontrol") in found
     assert not (tmp_path / "runs").exists()
 

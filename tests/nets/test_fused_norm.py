@@ -1,0 +1,128 @@
+"""The norm of channels-last maps is torch's, with its gradients of both orders."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+
+from robustguide.nets import EncoderUNet, fused_norm
+from robustguide.nets.fused_norm import normed, plain
+
+needs_kernels = pytest.mark.skipif(fused_norm.kernels() is None, reason="no compiler")
+
+
+def made(channels: int, dtype: torch.dtype = torch.float32, *, scaled: bool = True):
+    """A norm, maps with a mean, and what scales and shifts them."""
+    torch.manual_seed(0)
+    norm = nn.GroupNorm(16, channels)
+    nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+    x = (torch.randn(3, channels, 6, 5, dtype=dtype) + 4).requires_grad_()
+    return norm, x, torch.randn(3, 2 * channels, requires_grad=True) if scaled else None
+
+
+def last(x: torch.Tensor) -> torch.Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+@needs_kernels
+@pytest.mark.parametrize("channels", [16, 48])
+@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_values_and_gradients_are_exact(channels, silu, scaled):
+    norm, x, scale_shift = made(channels, scaled=scaled)
+    grad = torch.randn_like(x)
+    ours = normed(norm, last(x), scale_shift, silu=silu)
+    assert type(ours.grad_fn).__name__ == "_FusedBackward"
+    inputs = [x, norm.weight, norm.bias, *([scale_shift] if scaled else [])]
+    found = [ours, *torch.autograd.grad(ours, inputs, grad)]
+    exact_norm, doubles = deepcopy(norm).double(), [each.double() for each in inputs]
+    exact = plain(exact_norm, doubles[0], doubles[3] if scaled else None, silu=silu)
+    inputs = [doubles[0], exact_norm.weight, exact_norm.bias, *doubles[3:]]
+    wanted = [exact, *torch.autograd.grad(exact, inputs, grad.double())]
+    for one, other in zip(found, wanted, strict=True):
+        assert (one - other).norm() <= 1e-6 * other.norm()
+
+
+@needs_kernels
+def test_second_derivative_is_that_of_torch():
+    norm, x, scale_shift = made(32)
+    found = []
+    for maps in (last(x), x):
+        (grad,) = torch.autograd.grad(
+            normed(norm, maps, scale_shift).square().sum(), x, create_graph=True
+        )
+        inputs = [x, norm.weight, scale_shift]
+        found.append([grad, *torch.autograd.grad(grad.square().sum(), inputs)])
+    for one, other in zip(*found, strict=True):
+        assert (one - other).norm() <= 1e-5 * other.norm()
+
+
+@needs_kernels
+def test_bfloat16_rounds_once():
+    norm, x, scale_shift = made(32, torch.bfloat16)
+    ours = normed(norm, last(x), scale_shift)
+    exact = plain(norm, x.float(), scale_shift, silu=True)
+    torch.testing.assert_close(ours.float(), exact, rtol=2**-8, atol=1e-5)
+
+
+@needs_kernels
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_numbers_that_overflow_are_seen(value, dtype):
+    norm, x, _ = made(32, dtype)
+    with torch.no_grad():
+        x[1, 3, 2, 2] = value
+        ours = normed(norm, last(x))
+    assert not ours[1, 3].isfinite().all() or value == 1e30
+    assert ours[0].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_network_is_the_same_without_kernels(dtype, monkeypatch):
+    torch.manual_seed(0)
+    net = EncoderUNet(
+        image_size=16,
+        in_channels=3,
+        model_channels=32,
+        out_channels=4,
+        num_res_blocks=1,
+        attention_resolutions=[2],
+        channel_mult=[1, 2],
+        use_scale_shift_norm=True,
+        resblock_updown=True,
+        pool="attention",
+    ).to(dtype)
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    x, t = torch.randn(3, 3, 16, 16, dtype=dtype, requires_grad=True), torch.tensor([1, 5, 900])
+    found = []
+    for has in (True, False):
+        if not has:
+            monkeypatch.setattr(fused_norm, "kernels", lambda: None)
+        logits = net(x, t)
+        inputs = [x, *net.parameters()]
+        found.append([logits, *torch.autograd.grad(logits.logsumexp(1).sum(), inputs)])
+    least = 1e-5 if dtype == torch.float32 else 1e-12
+    for one, other in zip(*found, strict=True):
+        assert (one - other).norm() <= least * other.norm() + least
+
+
+def test_gradients_of_images_are_laid_out_as_the_images():
+    x = torch.randn(2, 3, 4, 4, requires_grad=True)
+    arranged = fused_norm.arranged(x, [16, 32])
+    assert torch.equal(arranged, x)
+    (grad,) = torch.autograd.grad((arranged * last(torch.randn_like(x))).sum(), x)
+    assert grad.is_contiguous()
+    assert fused_norm.arranged(x, [16, 24]) is x  # no kernel for such a width
+
+
+def test_kernels_can_be_switched_off(monkeypatch):
+    monkeypatch.setenv("ROBUSTGUIDE_KERNELS", "0")
+    assert fused_norm.kernels.__wrapped__() is None
+
+
+def test_without_a_compiler_there_are_no_kernels(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert fused_norm.kernels.__wrapped__() is None
