@@ -4,10 +4,9 @@
 
 Samples Fashion-MNIST by `robustguide test`, the same seeds and classes with each sampler, guided
 without a classifier within an interval of noise; the ancestral chain also without guidance. The
-denoiser and the network of the features are those of configs/fit/fashion_mnist_denoiser.yaml and
-of the second command of configs/fit/fashion_mnist_judge.yaml. A solver is as good as the 250 steps
-where its distance lies within their 95% interval over images, or below it. Finished cells are kept
-and not run again.
+denoiser and the network of the features ship with the package. A solver is as good as the 250
+steps where its distance lies within their 95% interval over images, or below it. Finished cells are
+kept and not run again.
 """
 
 import argparse
@@ -20,10 +19,12 @@ from typing import Any, NamedTuple
 import turns
 import yaml
 
+from robustguide.cards import card, needed
+
 BASE = "configs/test/fashion_mnist.yaml"
 GUIDED = ("--config", "configs/overlay/interval.yaml")
-FEATURES = "runs/fashion_mnist_features/classifier.safetensors"
-NEEDED = ("runs/fashion_mnist_denoiser/denoiser.safetensors", FEATURES)
+FEATURES = str(needed(card("fashion-mnist-features")))
+DENOISER = {"init_args": {"path": None, "card": "fashion-mnist-denoiser"}}
 REFERENCE = "250 ancestral steps"
 FEWER = 6.0  # times fewer evaluations at equal quality
 
@@ -99,7 +100,9 @@ def sampled(name: str, images: int, folder: Path, *, is_guided: bool = True) -> 
             {"class_path": "robustguide.callbacks.SampleGrid"},
         ]
         told = {
-            "model": {"init_args": {"sampler": SAMPLERS[name], "observer": None}},
+            "model": {
+                "init_args": {"denoiser": DENOISER, "sampler": SAMPLERS[name], "observer": None}
+            },
             "data": {"init_args": {"count": images}},
             "trainer": {"default_root_dir": str(place), "callbacks": callbacks},
         }
@@ -118,11 +121,6 @@ def main() -> int:
     arguments.add_argument("--images", type=int, default=1000)
     arguments.add_argument("--folder", type=Path, default=turns.RECORDS / "evaluations")
     given = arguments.parse_args()
-    missing = [path for path in NEEDED if not Path(path).is_file()]
-    if missing:
-        print(f"There is no {' and no '.join(missing)}; the commands are in the heads of")
-        print("configs/fit/fashion_mnist_denoiser.yaml and configs/fit/fashion_mnist_judge.yaml.")
-        return 2
     facts, is_reached = dict[str, object](), False
     reference = sampled(REFERENCE, given.images, given.folder)
     facts[f"{REFERENCE}, guided"] = str(reference)

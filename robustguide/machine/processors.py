@@ -59,7 +59,9 @@ def norms() -> Finding:
 
     held = kernels()
     value = "compiled" if held else "those of torch, which are slower"
-    repair = "" if held else "install g++, or name a compiler as CXX (ROBUSTGUIDE_KERNELS=0 is off)"
+    repair = (
+        "" if held else "install g++, or name a compiler as CXX (ROBUSTGUIDE_KERNELS=0 is off)"
+    )
     return Finding("devices", "cpu norms", value, repair, False)
 
 

@@ -94,7 +94,7 @@ class _Problem(ctypes.Structure):
     ]
 
 
-def _run(
+def run_kernel(
     name: str,
     norm: nn.GroupNorm,
     tensors: list[Tensor],
@@ -118,7 +118,7 @@ class _Fused(torch.autograd.Function):
     def forward(ctx, norm, x, weight, bias, scale_shift, silu):
         y = torch.empty_like(x)
         mean, rstd = x.new_empty((2, len(x), norm.num_groups), dtype=torch.float32)
-        _run("forward", norm, [x, y, mean, rstd], scale_shift, silu=silu)
+        run_kernel("forward", norm, [x, y, mean, rstd], scale_shift, silu=silu)
         ctx.norm, ctx.silu = norm, silu
         ctx.save_for_backward(x, weight, bias, scale_shift, mean, rstd)
         return y
@@ -132,7 +132,7 @@ class _Fused(torch.autograd.Function):
         dx = torch.empty_like(x)
         sums = x.new_empty((len(x), 2, x.shape[1]), dtype=torch.float32)
         tensors = [grad, x, dx, mean, rstd, sums]
-        _run("backward", ctx.norm, tensors, scale_shift, silu=ctx.silu)
+        run_kernel("backward", ctx.norm, tensors, scale_shift, silu=ctx.silu)
         return None, dx, *_small_gradients(ctx, sums, weight, bias, scale_shift), None
 
 
