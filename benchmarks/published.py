@@ -33,7 +33,8 @@ def normed(norm: GroupNorm32, x: Tensor) -> Tensor:
 def attended(block: AttentionBlock, x: Tensor) -> Tensor:
     """Attention of maps (b, c, h, w), with products over the channels of queries and keys."""
     b, c = x.shape[:2]
-    qkv = block.qkv(normed(block.norm, x.reshape(b, c, -1)))
+    h = normed(block.norm, x.reshape(b, c, -1))
+    qkv = F.conv1d(h, block.qkv.weight, block.qkv.bias)
     width, heads = c // block.heads, b * block.heads
     if block.heads_first:
         q, k, v = qkv.reshape(heads, 3 * width, -1).split(width, dim=1)
@@ -43,7 +44,7 @@ def attended(block: AttentionBlock, x: Tensor) -> Tensor:
     weight = torch.einsum("bct,bcs->bts", q * scale, k * scale)
     weight = weight.to(torch.promote_types(weight.dtype, torch.float32)).softmax(-1).to(q.dtype)
     h = torch.einsum("bts,bcs->bct", weight, v).reshape(b, c, -1)
-    return x + block.proj_out(h).reshape(x.shape)
+    return x + F.conv1d(h, block.proj_out.weight, block.proj_out.bias).reshape(x.shape)
 
 
 def recomputed(block: AttentionBlock, x: Tensor) -> Tensor:

@@ -20,11 +20,12 @@ from robustguide.nets.adm_blocks import (
     Blocks,
     BlockSequence,
     GroupNorm32,
+    Normed,
     timestep_embedding,
     zeroed,
 )
 from robustguide.nets.adm_readouts import readout
-from robustguide.nets.fused_norm import arranged, normed
+from robustguide.nets.fused_norm import arranged
 from robustguide.nets.recomputing import run
 
 
@@ -219,7 +220,7 @@ class UNet(Trunk):
         self.output_blocks = nn.ModuleList()
         heads = num_heads if num_heads_upsample == -1 else num_heads_upsample
         self._add_output_blocks(num_res_blocks, heads)
-        self.out = nn.Sequential(
+        self.out = Normed(
             GroupNorm32(self.widths[0]),
             nn.SiLU(),
             zeroed(nn.Conv2d(self.widths[0], out_channels, 3, padding=1)),
@@ -250,8 +251,7 @@ class UNet(Trunk):
         *skips, h = self.maps(x, emb)
         for block in self.output_blocks:
             h = self.run(block, torch.cat([h, skips.pop()], dim=1), emb)
-        norm, _, conv = self.out
-        return conv(normed(norm, h)).contiguous()
+        return self.out(h).contiguous()
 
     def _check(self, x: Tensor, y: Tensor | None) -> None:
         if x.shape[-2] % self.factor or x.shape[-1] % self.factor:

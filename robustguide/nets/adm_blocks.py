@@ -145,11 +145,14 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x, emb):
-        norm, _, conv = self.in_layers
-        h = conv(self.resample(normed(norm, x)))
+        norm, silu, conv = self.in_layers
+        h = conv(self.resample(normed(norm, x, activation=silu)))
         emb = self.emb_layers(emb)
-        norm, _, dropout, conv = self.out_layers
-        h = normed(norm, h, emb) if self.scale_shift else normed(norm, h + emb[:, :, None, None])
+        norm, silu, dropout, conv = self.out_layers
+        if self.scale_shift:
+            h = normed(norm, h, emb, silu)
+        else:
+            h = normed(norm, h + emb[:, :, None, None], activation=silu)
         return self.skip_connection(self.resample(x)) + conv(dropout(h))
 
 
@@ -195,9 +198,14 @@ def tokens(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
-def mapped(layer: nn.Conv1d, x: Tensor) -> Tensor:
-    """A convolution of width 1 on tokens (b, length, c)."""
-    return F.linear(x, layer.weight[:, :, 0], layer.bias)
+class TokenConv(nn.Conv1d):
+    """A convolution of width 1, as checkpoints have it, on tokens (b, length, c)."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__(channels, out_channels, 1)
+
+    def forward(self, x):
+        return F.linear(x, self.weight[:, :, 0], self.bias)
 
 
 def split_heads(qkv: Tensor, heads: int, *, heads_first: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -218,14 +226,25 @@ class AttentionBlock(nn.Module):
         self.heads = heads
         self.heads_first = heads_first
         self.norm = GroupNorm32(channels)
-        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
-        self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
+        self.qkv = TokenConv(channels, 3 * channels)
+        self.proj_out = zeroed(TokenConv(channels, channels))
 
     def forward(self, x):
-        qkv = mapped(self.qkv, tokens(normed(self.norm, x, silu=False)))
+        qkv = self.qkv(tokens(normed(self.norm, x)))
         q, k, v = split_heads(qkv, self.heads, heads_first=self.heads_first)
-        h = mapped(self.proj_out, attend(q, k, v).transpose(1, 2).flatten(2))
+        h = self.proj_out(attend(q, k, v).transpose(1, 2).flatten(2))
         return x + h.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+
+
+class Normed(nn.Sequential):
+    """A norm of maps, its activation and further layers."""
+
+    def forward(self, x):
+        norm, activation, *layers = self
+        x = normed(norm, x, activation=activation)
+        for layer in layers:
+            x = layer(x)
+        return x
 
 
 class BlockSequence(nn.Sequential):

@@ -5,14 +5,14 @@ from torch import nn
 
 from robustguide.nets.adm_blocks import (
     GroupNorm32,
+    Normed,
+    TokenConv,
     attend,
     head_count,
-    mapped,
     split_heads,
     tokens,
     zeroed,
 )
-from robustguide.nets.fused_norm import normed
 
 HIDDEN = 2048  # width of the hidden layer of the spatial pools, in all public checkpoints
 
@@ -28,28 +28,24 @@ class AttentionPool(nn.Module):
         self.heads = heads
         positions = torch.randn(channels, size**2 + 1) / channels**0.5
         self.positional_embedding = nn.Parameter(positions)
-        self.qkv_proj = nn.Conv1d(channels, 3 * channels, 1)
-        self.c_proj = nn.Conv1d(channels, out_channels, 1)
+        self.qkv_proj = TokenConv(channels, 3 * channels)
+        self.c_proj = TokenConv(channels, out_channels)
 
     def forward(self, x):
         x = tokens(x)
         x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1) + self.positional_embedding.mT
         # The newer order of the channels, whatever the other layers of the network have.
-        q, k, v = split_heads(mapped(self.qkv_proj, x), self.heads, heads_first=False)
+        q, k, v = split_heads(self.qkv_proj(x), self.heads, heads_first=False)
         # Only the token of the mean is read, so it alone asks.
         h = attend(q[:, :, :1], k, v).transpose(1, 2).flatten(2)
-        return mapped(self.c_proj, h)[:, 0]
+        return self.c_proj(h)[:, 0]
 
 
-class LastMap(nn.Sequential):
-    """A norm, SiLU and other layers on the last of the maps."""
+class LastMap(Normed):
+    """Layers on the last of the maps."""
 
     def forward(self, maps):
-        norm, _, *layers = self
-        x = normed(norm, maps[-1])
-        for layer in layers:
-            x = layer(x)
-        return x
+        return super().forward(maps[-1])
 
 
 class MeansOfMaps(nn.Sequential):

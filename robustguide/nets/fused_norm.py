@@ -17,7 +17,6 @@ from functools import cache
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 SOURCE = Path(__file__).with_name("norm_kernels.cpp")
@@ -26,25 +25,44 @@ WIDTH = 16  # channels that the kernels take at once
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
-def plain(norm: nn.GroupNorm, x: Tensor, scale_shift: Tensor | None, *, silu: bool) -> Tensor:
+def plain(
+    norm: nn.GroupNorm, x: Tensor, scale_shift: Tensor | None, activation: nn.Module | None
+) -> Tensor:
     """What `normed` computes, by torch."""
-    h = norm(x)
+    h: Tensor = norm(x)
     if scale_shift is not None:
         scale, shift = scale_shift[:, :, None, None].chunk(2, dim=1)
         h = h * (1 + scale) + shift
-    return F.silu(h) if silu else h
+    return h if activation is None else activation(h)
 
 
 def normed(
-    norm: nn.GroupNorm, x: Tensor, scale_shift: Tensor | None = None, *, silu: bool = True
+    norm: nn.GroupNorm,
+    x: Tensor,
+    scale_shift: Tensor | None = None,
+    activation: nn.Module | None = None,
 ) -> Tensor:
-    """SiLU of a norm of maps (b, c, h, w), scaled and shifted by (b, 2 * c) if that is given."""
+    """Activation of a norm of maps (b, c, h, w), scaled and shifted by (b, 2 * c), if given.
+
+    Modules with hooks, and activations other than SiLU, are called as ever.
+    """
     is_last = x.is_contiguous(memory_format=torch.channels_last)
     has_memory = type(x) is Tensor  # not one that only stands for others, as in torch.export
-    if not (is_last and has_memory and is_fast(norm, x)):
-        return plain(norm, x, scale_shift, silu=silu)
+    can_fuse = activation is None or type(activation) is nn.SiLU
+    if not (is_last and has_memory and can_fuse and is_fast(norm, x)) or any(
+        map(is_watched, (norm, activation))
+    ):
+        return plain(norm, x, scale_shift, activation)
     scale_shift = None if scale_shift is None else scale_shift.float().contiguous()
-    return _Fused.apply(norm, x, norm.weight, norm.bias, scale_shift, silu)
+    return _Fused.apply(norm, x, norm.weight, norm.bias, scale_shift, activation)
+
+
+def is_watched(module: nn.Module | None) -> bool:
+    """Whether a module's own call does more than its forward pass."""
+    if module is None:
+        return False
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, name) for name in hooks)
 
 
 def is_fast(norm: nn.GroupNorm, x: Tensor) -> bool:
@@ -64,9 +82,10 @@ def is_known(device: torch.device, dtype: torch.dtype) -> bool:
 
 def arranged(x: Tensor, widths: Sequence[int]) -> Tensor:
     """Images in the layout that a network of such widths is fastest on."""
-    autocasts = torch.is_autocast_enabled(x.device.type)
-    dtype = torch.get_autocast_dtype(x.device.type) if autocasts else x.dtype
-    if any(width % WIDTH for width in widths) or not is_known(x.device, dtype):
+    if x.device.type != "cpu" or any(width % WIDTH for width in widths):
+        return x
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    if not is_known(x.device, dtype):
         return x
     return _Arranged.apply(x)
 
@@ -115,11 +134,12 @@ class _Fused(torch.autograd.Function):
     """`normed` by the kernels; a second derivative is that of `plain`."""
 
     @staticmethod
-    def forward(ctx, norm, x, weight, bias, scale_shift, silu):
+    def forward(ctx, norm, x, weight, bias, scale_shift, activation):
         y = torch.empty_like(x)
         mean, rstd = x.new_empty((2, len(x), norm.num_groups), dtype=torch.float32)
+        silu = activation is not None
         run_kernel("forward", norm, [x, y, mean, rstd], scale_shift, silu=silu)
-        ctx.norm, ctx.silu = norm, silu
+        ctx.norm, ctx.activation = norm, activation
         ctx.save_for_backward(x, weight, bias, scale_shift, mean, rstd)
         return y
 
@@ -131,8 +151,8 @@ class _Fused(torch.autograd.Function):
         grad = grad.to(x.dtype).contiguous(memory_format=torch.channels_last)
         dx = torch.empty_like(x)
         sums = x.new_empty((len(x), 2, x.shape[1]), dtype=torch.float32)
-        tensors = [grad, x, dx, mean, rstd, sums]
-        run_kernel("backward", ctx.norm, tensors, scale_shift, silu=ctx.silu)
+        tensors, silu = [grad, x, dx, mean, rstd, sums], ctx.activation is not None
+        run_kernel("backward", ctx.norm, tensors, scale_shift, silu=silu)
         return None, dx, *_small_gradients(ctx, sums, weight, bias, scale_shift), None
 
 
@@ -140,7 +160,7 @@ def _plain_gradients(ctx, grad: Tensor, inputs: list[Tensor | None]) -> list[Ten
     """Of `plain`, with their graph."""
     wanted = [x for x, needs in zip(inputs, ctx.needs_input_grad[1:5], strict=True) if needs]
     x, _, _, scale_shift = inputs
-    y = plain(ctx.norm, x, scale_shift, silu=ctx.silu)
+    y = plain(ctx.norm, x, scale_shift, ctx.activation)
     found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
     return [next(found) if needs else None for needs in ctx.needs_input_grad[1:5]]
 

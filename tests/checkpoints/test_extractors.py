@@ -364,9 +364,9 @@ def test_a_classifier_of_ones_own(trained):
     assert list(found) == ["features"]
     classifier = load_classifier(str(trained))
     layer = classifier.get_submodule("net.out.2.c_proj")
-    read = found["features"].reshape(len(images), layer.in_channels, -1)
+    read = found["features"].reshape(len(images), -1, layer.in_channels)
     logits = classifier(from_pixels(images), torch.zeros(2))
-    assert_close(layer(read)[:, :, 0], logits)
+    assert_close(layer(read)[:, 0], logits)
     judge = load_extractor(protocol("class-accuracy"), str(trained))
     assert torch.equal(judge(images)["logits"], logits)
     assert judge.identity.network == "judge" and not judge.identity.agrees(own.identity)

@@ -32,12 +32,13 @@ def last(x: torch.Tensor) -> torch.Tensor:
 def test_values_and_gradients_are_exact(channels, silu, scaled):
     norm, x, scale_shift = made(channels, scaled=scaled)
     grad = torch.randn_like(x)
-    ours = normed(norm, last(x), scale_shift, silu=silu)
+    activation = nn.SiLU() if silu else None
+    ours = normed(norm, last(x), scale_shift, activation)
     assert type(ours.grad_fn).__name__ == "_FusedBackward"
     inputs = [x, norm.weight, norm.bias, *([scale_shift] if scaled else [])]
     found = [ours, *torch.autograd.grad(ours, inputs, grad)]
     exact_norm, doubles = deepcopy(norm).double(), [each.double() for each in inputs]
-    exact = plain(exact_norm, doubles[0], doubles[3] if scaled else None, silu=silu)
+    exact = plain(exact_norm, doubles[0], doubles[3] if scaled else None, activation)
     inputs = [doubles[0], exact_norm.weight, exact_norm.bias, *doubles[3:]]
     wanted = [exact, *torch.autograd.grad(exact, inputs, grad.double())]
     for one, other in zip(found, wanted, strict=True):
@@ -50,7 +51,7 @@ def test_second_derivative_is_that_of_torch():
     found = []
     for maps in (last(x), x):
         (grad,) = torch.autograd.grad(
-            normed(norm, maps, scale_shift).square().sum(), x, create_graph=True
+            normed(norm, maps, scale_shift, nn.SiLU()).square().sum(), x, create_graph=True
         )
         inputs = [x, norm.weight, scale_shift]
         found.append([grad, *torch.autograd.grad(grad.square().sum(), inputs)])
@@ -61,8 +62,8 @@ def test_second_derivative_is_that_of_torch():
 @needs_kernels
 def test_bfloat16_rounds_once():
     norm, x, scale_shift = made(32, torch.bfloat16)
-    ours = normed(norm, last(x), scale_shift)
-    exact = plain(norm, x.float(), scale_shift, silu=True)
+    ours = normed(norm, last(x), scale_shift, nn.SiLU())
+    exact = plain(norm, x.float(), scale_shift, nn.SiLU())
     torch.testing.assert_close(ours.float(), exact, rtol=2**-8, atol=1e-5)
 
 
@@ -73,7 +74,7 @@ def test_numbers_that_overflow_are_seen(value, dtype):
     norm, x, _ = made(32, dtype)
     with torch.no_grad():
         x[1, 3, 2, 2] = value
-        ours = normed(norm, last(x))
+        ours = normed(norm, last(x), activation=nn.SiLU())
     assert not ours[1, 3].isfinite().all() or value == 1e30
     assert ours[0].isfinite().all()
 
@@ -106,6 +107,20 @@ def test_network_is_the_same_without_kernels(dtype, monkeypatch):
     least = 1e-5 if dtype == torch.float32 else 1e-12
     for one, other in zip(*found, strict=True):
         assert (one - other).norm() <= least * other.norm() + least
+
+
+@needs_kernels
+def test_modules_that_do_more_are_called():
+    norm, x, _ = made(32)
+    seen = []
+    for module in (norm, nn.SiLU()):
+        activation = module if isinstance(module, nn.SiLU) else nn.SiLU()
+        handle = module.register_forward_hook(lambda *call: seen.append(call[0]))
+        normed(norm, last(x), activation=activation)
+        assert seen.pop() is module
+        handle.remove()
+    ours = normed(norm, last(x), activation=nn.Softplus())
+    torch.testing.assert_close(ours, nn.functional.softplus(norm(last(x))))
 
 
 def test_gradients_of_images_are_laid_out_as_the_images():
