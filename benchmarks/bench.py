@@ -22,15 +22,15 @@ HERE = Path(__file__).parent
 # Words behind the script's name.
 BENCHMARKS: dict[str, tuple[str, ...]] = {
     "startup": ("--turns", "2"),
-    "robust": ("--turns", "3"),
-    "sampling": ("--turns", "2", "--images", "4"),
+    "robust": ("--turns", "2"),
+    "sampling": ("--turns", "2", "--images", "2"),
     "evaluations": ("--images", "200"),
     "training": (),
     "scaling": ("--turns", "1"),
     "roofline": ("--repeats", "2"),
     "memory": (),
     "metrics": (),
-    "data": ("--turns", "10"),
+    "data": ("--turns", "6"),
 }
 # A checkpoint in two minutes, where nobody has trained the one of 300 steps on PGD.
 STEPS = 120

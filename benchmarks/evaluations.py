@@ -3,8 +3,7 @@
     python benchmarks/evaluations.py [--images 1000] [--folder runs/benchmarks/evaluations]
 
 Samples Fashion-MNIST by `robustguide test`, the same seeds and classes with each sampler, guided
-without a classifier within an interval of noise; the ancestral chain also without guidance. The
-denoiser and the network of the features ship with the package. A solver is as good as the 250
+without a classifier within an interval of noise. The denoiser and the network of the features ship with the package. A solver is as good as the 250
 steps where its distance lies within their 95% interval over images, or below it. Finished cells
 are kept and not run again.
 """
@@ -82,9 +81,9 @@ class Cell(NamedTuple):
         )
 
 
-def sampled(name: str, images: int, folder: Path, *, is_guided: bool = True) -> Cell:
+def sampled(name: str, images: int, folder: Path) -> Cell:
     """A cell, from its file if it is there."""
-    place = folder / f"{name if is_guided else name + ', unguided'}, {images}".replace(" ", "_")
+    place = folder / f"{name}, {images}".replace(" ", "_")
     if not (place / "results.json").is_file():
         place.mkdir(parents=True, exist_ok=True)
         config = place / "sampler.yaml"
@@ -107,7 +106,7 @@ def sampled(name: str, images: int, folder: Path, *, is_guided: bool = True) -> 
             "trainer": {"default_root_dir": str(place), "callbacks": callbacks},
         }
         config.write_text(yaml.safe_dump(told))
-        words = ["--config", BASE, "--config", str(config), *(GUIDED if is_guided else ())]
+        words = ["--config", BASE, "--config", str(config), *GUIDED]
         run = [sys.executable, "-m", "robustguide", "test", *words]
         subprocess.run(run, check=True, stdout=subprocess.DEVNULL)
     return Cell.read(place)
@@ -124,8 +123,6 @@ def main() -> int:
     facts, is_reached = dict[str, object](), False
     reference = sampled(REFERENCE, given.images, given.folder)
     facts[f"{REFERENCE}, guided"] = str(reference)
-    plain = sampled(REFERENCE, given.images, given.folder, is_guided=False)
-    facts[f"{REFERENCE}, unguided"] = str(plain)
     for name in SAMPLERS:
         if name == REFERENCE:
             continue

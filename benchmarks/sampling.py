@@ -73,7 +73,7 @@ def trained(net: nn.Module, classifier: nn.Module) -> None:
     optimizer = partial(torch.optim.AdamW, lr=3e-4)
     denoiser = EpsDenoiser(net, LEVELS, CLASSES, SHAPE)
     modules: dict[str, tuple[Any, int]] = {
-        "U-Net": (Denoising(denoiser, noise, label_dropout=0.1, optimizer=optimizer), 200),
+        "U-Net": (Denoising(denoiser, noise, label_dropout=0.1, optimizer=optimizer), 100),
         "classifier": (
             RobustClassification(Timed(classifier, LEVELS, CLASSES), noise, optimizer=optimizer),
             60,
@@ -146,8 +146,11 @@ class Published:
 
 
 def decibels(x: Tensor, reference: Tensor) -> float:
-    """Peak signal-to-noise ratio of images in [-1, 1], each alone; the smallest."""
-    error = (x.clamp(-1, 1) - reference.clamp(-1, 1)).square().flatten(1).mean(1)
+    """Peak signal-to-noise ratio on [-1, 1], of each image; the smallest.
+
+    Nothing is clamped, since networks trained so little leave the range, where all would agree.
+    """
+    error = (x - reference).square().flatten(1).mean(1)
     return float(10 * math.log10(4 / max(float(error.max()), 1e-20)))
 
 
@@ -181,32 +184,20 @@ def main() -> int:
                 f"{name}, published", call(plain), call(ours), given.turns, warm=0, wanted=2
             )
         )
-        ratios.append(
-            turns.turns(
-                f"{name}, bfloat16 (else float32)",
-                call(Ours(sampler, bf16=False)),
-                call(ours),
-                given.turns,
-                warm=0,
-            )
-        )
         with Tally() as tally:
             ours(given.images)
         peak = matmul_peak(DEVICE, torch.bfloat16) or math.nan
-        share = tally.flops / ratios[-2].seconds[1] / peak
+        share = tally.flops / ratios[-1].seconds[1] / peak
         facts[f"{name}: FLOP an image"] = f"{tally.flops / given.images:.4g}"
         facts[f"{name}: utilisation of the bfloat16 peak of {peak:.3g}"] = f"{share:.2f}"
-    heun = samplers["18 steps of Heun"]
-    count = given.turns
-    ratios.append(
-        turns.turns(
-            "18 steps of Heun, channels-last maps and their norm (else contiguous)",
-            call(Ours(heun, channels_last=False)),
-            call(Ours(heun)),
-            count,
-            warm=0,
-        )
-    )
+    heun, count = samplers["18 steps of Heun"], given.turns
+    switches: dict[str, dict[str, bool]] = {
+        "bfloat16 (else float32)": dict(bf16=False),
+        "channels-last maps and their norm (else contiguous)": dict(channels_last=False),
+    }
+    for what, change in switches.items():
+        slow, fast = call(Ours(heun, **change)), call(Ours(heun))
+        ratios.append(turns.turns(f"18 steps of Heun, {what}", slow, fast, count, warm=0))
     if given.compile:
         way = Ours(heun, compiled=True)
         ratios.append(turns.turns("torch.compile besides", call(Ours(heun)), call(way), count))

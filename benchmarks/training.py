@@ -44,7 +44,7 @@ CONFIGS = {
 }
 RECIPES: dict[str, dict[str, Any]] = {
     "digits": dict(radius=1.0, steps=7, rate=2e-3, passes=600, batch=64),
-    "fashion_mnist": dict(radius=0.5, steps=3, rate=1e-3, passes=200, batch=64),
+    "fashion_mnist": dict(radius=0.5, steps=3, rate=1e-3, passes=60, batch=64),
 }
 TESTED = 500  # images
 
