@@ -3,9 +3,9 @@
     python benchmarks/evaluations.py [--images 1000] [--folder runs/benchmarks/evaluations]
 
 Samples Fashion-MNIST by `robustguide test`, the same seeds and classes with each sampler, guided
-without a classifier within an interval of noise. The denoiser and the network of the features ship with the package. A solver is as good as the 250
-steps where its distance lies within their 95% interval over images, or below it. Finished cells
-are kept and not run again.
+without a classifier within an interval of noise. The denoiser and the network of the features ship
+with the package. A solver is as good as the 250 steps where its distance lies within their 95%
+interval over images, or below it. Finished cells are kept and not run again.
 """
 
 import argparse
