@@ -1,6 +1,6 @@
 # Two commands: `make demo` shows the main job end to end, `make test` checks everything in process.
 # `make check` runs what takes longer: faults, a real Slurm, a browser, the commands of README.md.
-# `make bench` times everything, in 25 minutes, and writes benchmarks/results.md.
+# `make bench` times everything, in about 25 minutes, and writes benchmarks/results.md.
 # `make faults KILLS=200 MOMENTS=1` kills work at more random moments than `make check` does.
 
 PYTHON ?= python3

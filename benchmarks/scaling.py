@@ -13,6 +13,7 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -153,7 +154,10 @@ def statistics(count: int) -> Callable[[], None]:
 def plotted(lines: Sequence[Line], path: Path) -> None:
     """One panel each."""
     figure = Figure(figsize=(12, 5.5), layout="constrained")
-    for axes, each in zip(figure.subplots(2, 4).flat, lines, strict=False):
+    for axes, each in zip_longest(figure.subplots(2, 4).flat, lines):
+        if each is None:
+            axes.set_visible(False)
+            continue
         axes.loglog(each.sizes, each.seconds, "o-", color="#336699")
         straight = [
             each.seconds[-1] * (size / each.sizes[-1]) ** each.exponent for size in each.sizes
