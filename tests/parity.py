@@ -113,6 +113,7 @@ def is_result(key):
 def write(path, rows, unseen):
     """Puts the tables between their marks."""
     from robustguide.cards import cards
+    from robustguide.cards.catalogue import SHIPPED
 
     golden = {}
     for (name, key), row in rows.items():
@@ -130,7 +131,11 @@ def write(path, rows, unseen):
     others = [
         f"* `{name}`: {', '.join(f'`{key}`' for key in keys)}" for name, keys in by_name.items()
     ]
-    files = dict.fromkeys(f"`{each.file}`" for each in cards().values() if "[" not in each.file)
+    files = dict.fromkeys(
+        f"`{each.file}`"
+        for each in cards().values()
+        if "[" not in each.file and not (SHIPPED / each.file).is_file()
+    )
     text = Path(path).read_text()
     for mark, lines in (("parity", table), ("unseen", others), ("files", [", ".join(files)])):
         begin, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
