@@ -40,18 +40,19 @@ QUICK = (
     *("--config", "configs/fit/fashion_mnist_cifar10_robust.yaml"),
     *("--config", "configs/overlay/fgsm.yaml"),
     *(f"--trainer.max_steps={STEPS}", f"--model.scheduler.total_iters={STEPS}"),
-    "--trainer.default_root_dir=runs/benchmarks/checkpoint",
 )
-QUICK_FILE = Path("runs/benchmarks/checkpoint/classifier.safetensors")
 
 
 def checkpoint() -> Path:
     """Of a robust classifier, trained now where there is none."""
     if robust.CHECKPOINT.is_file():
         return robust.CHECKPOINT
-    if not QUICK_FILE.is_file():
-        subprocess.run([sys.executable, "-m", "robustguide", "fit", *QUICK], check=True)
-    return QUICK_FILE
+    folder = turns.RECORDS / "checkpoint"
+    made = folder / "classifier.safetensors"
+    if not made.is_file():
+        place = f"--trainer.default_root_dir={folder}"
+        subprocess.run([sys.executable, "-m", "robustguide", "fit", *QUICK, place], check=True)
+    return made
 
 
 def section(name: str, document: dict[str, Any]) -> list[str]:
@@ -68,7 +69,7 @@ def section(name: str, document: dict[str, Any]) -> list[str]:
     if document["text"]:
         lines += [document["text"], ""]
     if document["facts"]:
-        lines += [f"* {about}: {value}" for about, value in document["facts"].items()] + [""]
+        lines += [f"* {what}: {value}" for what, value in document["facts"].items()] + [""]
     return lines
 
 

@@ -52,10 +52,10 @@ def rho(steps: int) -> dict[str, Any]:
 SAMPLERS: dict[str, dict[str, Any]] = {
     REFERENCE: solver("Ancestral", chain(250), clip=1.0),
     "50 ancestral steps": solver("Ancestral", chain(50), clip=1.0),
+    "30 ancestral steps": solver("Ancestral", chain(30), clip=1.0),
     "18 steps of Heun": solver("Heun", rho(18), clip=1.0),
     "18 steps of Heun with churn": solver("Heun", rho(18), clip=1.0, churn=8.0),
     "20 steps of DPM-Solver++(2M)": solver("DPMSolver2M", rho(20), clip=1.0),
-    "30 ancestral steps": solver("Ancestral", chain(30), clip=1.0),
 }
 
 

@@ -89,10 +89,10 @@ class Roofline(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         self.note(name, seconds, flops, tensors)
         return made
 
-    def kernel(self, name: str, norm: Any, tensors: list[Tensor], *given: Any, silu: bool) -> None:
+    def kernel(self, name: str, tensors: list[Tensor], *given: Any) -> None:
         """Runs a kernel of ours, which torch does not see."""
         start = clock(self.device)
-        run_kernel(name, norm, tensors, *given, silu=silu)
+        run_kernel(name, tensors, *given)
         self.note("norm", clock(self.device) - start, 0, tensors)
 
     def note(self, name: str, seconds: float, flops: int, tensors: list[Tensor]) -> None:

@@ -170,7 +170,7 @@ WAYS: dict[str, Callable[[str, int], Classifier]] = {
 def trial(name: str, what: str, seed: int) -> tuple[float, float]:
     """Accuracy in percent and seconds of training of one network."""
     torch.set_num_threads(1)
-    logging.getLogger("lightning").setLevel(logging.ERROR)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     start = time.perf_counter()
     held = WAYS[what](name, seed)
     taken = time.perf_counter() - start

@@ -132,7 +132,8 @@ class Trunk(nn.Module):
 
     def arranged(self, x: Tensor) -> Tensor:
         """Images in the layout that the blocks are fastest on."""
-        return arranged(x, self.widths)
+        norm, *_ = self.middle_block[0].in_layers
+        return arranged(x, self.widths, norm)
 
     def maps(self, x: Tensor, emb: Tensor) -> list[Tensor]:
         """Feature maps behind each input block, finest first, and behind the middle block."""

@@ -17,19 +17,25 @@ from functools import cache
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 SOURCE = Path(__file__).with_name("norm_kernels.cpp")
 COMPILE = ["-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-Wno-psabi", "-c"]
 WIDTH = 16  # channels that the kernels take at once
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+Facts = tuple[int, float, nn.Module | None]  # number of groups, eps, SiLU or none
 
 
 def plain(
     norm: nn.GroupNorm, x: Tensor, scale_shift: Tensor | None, activation: nn.Module | None
 ) -> Tensor:
     """What `normed` computes, by torch."""
-    h: Tensor = norm(x)
+    return finished(norm(x), scale_shift, activation)
+
+
+def finished(h: Tensor, scale_shift: Tensor | None, activation: nn.Module | None) -> Tensor:
+    """Normed maps, scaled and shifted, with their activation."""
     if scale_shift is not None:
         scale, shift = scale_shift[:, :, None, None].chunk(2, dim=1)
         h = h * (1 + scale) + shift
@@ -48,13 +54,13 @@ def normed(
     """
     is_last = x.is_contiguous(memory_format=torch.channels_last)
     has_memory = type(x) is Tensor  # not one that only stands for others, as in torch.export
-    can_fuse = activation is None or type(activation) is nn.SiLU
-    if not (is_last and has_memory and can_fuse and is_fast(norm, x)) or any(
-        map(is_watched, (norm, activation))
-    ):
+    is_ours = activation is None or type(activation) is nn.SiLU
+    is_ours = is_ours and not is_watched(norm) and not is_watched(activation)
+    if not (is_last and has_memory and is_ours and is_fast(norm, x.dtype, x.device)):
         return plain(norm, x, scale_shift, activation)
     scale_shift = None if scale_shift is None else scale_shift.float().contiguous()
-    return _Fused.apply(norm, x, norm.weight, norm.bias, scale_shift, activation)
+    facts = norm.num_groups, norm.eps, activation
+    return _Fused.apply(x, norm.weight, norm.bias, scale_shift, facts)
 
 
 def is_watched(module: nn.Module | None) -> bool:
@@ -65,29 +71,27 @@ def is_watched(module: nn.Module | None) -> bool:
     return any(getattr(module, name) for name in hooks)
 
 
-def is_fast(norm: nn.GroupNorm, x: Tensor) -> bool:
-    """Whether there is a kernel for maps like these, once they are channels-last."""
+def is_fast(norm: nn.Module, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether there is a kernel of a norm for maps like these, once they are channels-last."""
     return (
-        norm.weight.dtype == torch.float32
+        isinstance(norm, nn.GroupNorm)
+        and norm.affine
+        and norm.weight.dtype == torch.float32
         and norm.num_channels % WIDTH == 0
-        and is_known(x.device, x.dtype)
+        and device.type == "cpu"
+        and dtype in NAMES
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()  # which our function does not know
+        and kernels() is not None
     )
 
 
-def is_known(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether there are kernels for a device and dtype."""
-    can_call = device.type == "cpu" and not torch.compiler.is_compiling()
-    return can_call and dtype in NAMES and kernels() is not None
-
-
-def arranged(x: Tensor, widths: Sequence[int]) -> Tensor:
-    """Images in the layout that a network of such widths is fastest on."""
-    if x.device.type != "cpu" or any(width % WIDTH for width in widths):
-        return x
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    if not is_known(x.device, dtype):
-        return x
-    return _Arranged.apply(x)
+def arranged(x: Tensor, widths: Sequence[int], norm: nn.Module) -> Tensor:
+    """Images in the layout that a network of such widths and such norms is fastest on."""
+    autocasts = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if autocasts else x.dtype
+    is_wide = all(width % WIDTH == 0 for width in widths)
+    return _Arranged.apply(x) if is_wide and is_fast(norm, dtype, x.device) else x
 
 
 class _Arranged(torch.autograd.Function):
@@ -115,31 +119,32 @@ class _Problem(ctypes.Structure):
 
 def run_kernel(
     name: str,
-    norm: nn.GroupNorm,
     tensors: list[Tensor],
+    weight: Tensor,
+    bias: Tensor,
     scale_shift: Tensor | None,
-    *,
-    silu: bool,
+    facts: Facts,
 ) -> None:
     """Calls a kernel of that name with tensors, maps first."""
     rows, channels, height, width = tensors[0].shape
-    held = [norm.weight.data_ptr(), norm.bias.data_ptr()]
+    groups, eps, activation = facts
+    held = [weight.data_ptr(), bias.data_ptr()]
     held.append(0 if scale_shift is None else scale_shift.data_ptr())
-    problem = _Problem(rows, height * width, channels, norm.num_groups, norm.eps, silu, *held)
+    sizes = rows, height * width, channels, groups
+    problem = _Problem(*sizes, eps, activation is not None, *held)
     kernel = getattr(kernels(), f"{name}_{NAMES[tensors[0].dtype]}")
     kernel(ctypes.byref(problem), *(ctypes.c_void_p(each.data_ptr()) for each in tensors))
 
 
 class _Fused(torch.autograd.Function):
-    """`normed` by the kernels; a second derivative is that of `plain`."""
+    """`normed` by the kernels; a second derivative is torch's."""
 
     @staticmethod
-    def forward(ctx, norm, x, weight, bias, scale_shift, activation):
+    def forward(ctx, x, weight, bias, scale_shift, facts):
         y = torch.empty_like(x)
-        mean, rstd = x.new_empty((2, len(x), norm.num_groups), dtype=torch.float32)
-        silu = activation is not None
-        run_kernel("forward", norm, [x, y, mean, rstd], scale_shift, silu=silu)
-        ctx.norm, ctx.activation = norm, activation
+        mean, rstd = x.new_empty((2, len(x), facts[0]), dtype=torch.float32)
+        run_kernel("forward", [x, y, mean, rstd], weight, bias, scale_shift, facts)
+        ctx.facts = facts
         ctx.save_for_backward(x, weight, bias, scale_shift, mean, rstd)
         return y
 
@@ -147,29 +152,30 @@ class _Fused(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight, bias, scale_shift, mean, rstd = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return None, *_plain_gradients(ctx, grad, [x, weight, bias, scale_shift]), None
+            return *_plain_gradients(ctx, grad, [x, weight, bias, scale_shift]), None
         grad = grad.to(x.dtype).contiguous(memory_format=torch.channels_last)
         dx = torch.empty_like(x)
         sums = x.new_empty((len(x), 2, x.shape[1]), dtype=torch.float32)
-        tensors, silu = [grad, x, dx, mean, rstd, sums], ctx.activation is not None
-        run_kernel("backward", ctx.norm, tensors, scale_shift, silu=silu)
-        return None, dx, *_small_gradients(ctx, sums, weight, bias, scale_shift), None
+        tensors = [grad, x, dx, mean, rstd, sums]
+        run_kernel("backward", tensors, weight, bias, scale_shift, ctx.facts)
+        return dx, *_small_gradients(ctx, sums, weight, bias, scale_shift), None
 
 
 def _plain_gradients(ctx, grad: Tensor, inputs: list[Tensor | None]) -> list[Tensor | None]:
-    """Of `plain`, with their graph."""
-    wanted = [x for x, needs in zip(inputs, ctx.needs_input_grad[1:5], strict=True) if needs]
-    x, _, _, scale_shift = inputs
-    y = plain(ctx.norm, x, scale_shift, ctx.activation)
+    """By torch, with their graph."""
+    x, weight, bias, scale_shift = inputs
+    groups, eps, activation = ctx.facts
+    y = finished(F.group_norm(x, groups, weight, bias, eps), scale_shift, activation)
+    wanted = [x for x, needs in zip(inputs, ctx.needs_input_grad[:4], strict=True) if needs]
     found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
-    return [next(found) if needs else None for needs in ctx.needs_input_grad[1:5]]
+    return [next(found) if needs else None for needs in ctx.needs_input_grad[:4]]
 
 
 def _small_gradients(
     ctx, sums: Tensor, weight: Tensor, bias: Tensor, scale_shift: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     """Of weight, bias and scale_shift, from sums over pixels (b, 2, c); see the kernels."""
-    _, _, needs_weight, needs_bias, needs_scale, _ = ctx.needs_input_grad
+    _, needs_weight, needs_bias, needs_scale, _ = ctx.needs_input_grad
     plain_sum, weighted = sums.unbind(1)
     d_scale = None
     if needs_scale:
@@ -195,7 +201,7 @@ def kernels() -> ctypes.CDLL | None:
         if not kept.is_file():
             _compile(kept)
         return ctypes.CDLL(str(kept))
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, RuntimeError, subprocess.SubprocessError):  # RuntimeError: no home
         return None
 
 

@@ -174,7 +174,7 @@ def test_on_the_meta_device_a_card_needs_no_file(tmp_path, monkeypatch):
 
 
 def test_variants_are_cards_of_one_network():
-    from robustguide.cards import read
+    from robustguide.cards.catalogue import read
 
     entry = {
         "title": "t {variant}", "kind": "denoiser", "file": "f-{variant}.pkl", "licence": "l",

@@ -21,6 +21,17 @@ def made(channels: int, dtype: torch.dtype = torch.float32, *, scaled: bool = Tr
     return norm, x, torch.randn(3, 2 * channels, requires_grad=True) if scaled else None
 
 
+class Both(nn.Module):
+    """A norm, as a part of a module, with its activation."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: torch.Tensor, scale_shift: torch.Tensor | None = None) -> torch.Tensor:
+        return normed(self.norm, x, scale_shift, nn.SiLU())
+
+
 def last(x: torch.Tensor) -> torch.Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
@@ -125,11 +136,50 @@ def test_modules_that_do_more_are_called():
 
 def test_gradients_of_images_are_laid_out_as_the_images():
     x = torch.randn(2, 3, 4, 4, requires_grad=True)
-    arranged = fused_norm.arranged(x, [16, 32])
+    norm = nn.GroupNorm(16, 32)
+    arranged = fused_norm.arranged(x, [16, 32], norm)
     assert torch.equal(arranged, x)
     (grad,) = torch.autograd.grad((arranged * last(torch.randn_like(x))).sum(), x)
     assert grad.is_contiguous()
-    assert fused_norm.arranged(x, [16, 24]) is x  # no kernel for such a width
+    assert fused_norm.arranged(x, [16, 24], norm) is x  # no kernel for such a width
+    half = x.bfloat16()
+    assert fused_norm.arranged(half, [16, 32], norm) is not half
+    assert fused_norm.arranged(half, [16, 32], norm.bfloat16()) is half  # nor for such weights
+
+
+@needs_kernels
+def test_gradients_are_those_of_the_weights_that_were_used():
+    """A function's weights are the module's for the time of its call alone."""
+    norm, x, scale_shift = made(32)
+    layer = Both(norm)
+    weights = {name: torch.randn(32, requires_grad=True) for name in ("norm.weight", "norm.bias")}
+    found = []
+    for maps in (last(x), x):
+        y = torch.func.functional_call(layer, weights, (maps, scale_shift))
+        grads = torch.autograd.grad(y.square().sum(), [x, scale_shift, *weights.values()])
+        found.append([y, *grads])
+        (grad,) = torch.autograd.grad(
+            torch.func.functional_call(layer, weights, (maps,)).square().sum(),
+            x,
+            create_graph=True,
+        )
+        found[-1] += torch.autograd.grad(grad.square().sum(), weights["norm.weight"])
+    for one, other in zip(*found, strict=True):
+        assert (one - other).norm() <= 1e-5 * other.norm()
+
+
+@needs_kernels
+def test_function_transforms_are_those_of_torch():
+    norm, x, _ = made(32)
+    x = last(x.detach())
+
+    def total(maps):
+        maps = normed(norm, fused_norm.arranged(maps, [32], norm), activation=nn.SiLU())
+        return maps.square().sum()
+
+    found = torch.func.grad(total)(x)
+    (wanted,) = torch.autograd.grad(total(x.requires_grad_()), x)
+    assert (found - wanted).norm() <= 1e-5 * wanted.norm()
 
 
 def test_kernels_can_be_switched_off(monkeypatch):
