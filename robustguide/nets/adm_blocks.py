@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustguide.nets.fused_norm import normed
+from robustguide.nets.fused_norm import is_transformed, normed
 
 # Longest sequence whose products are made in float32 on the CPU; longer ones are a large part of
 # a network's work, and bfloat16 has hardware.
@@ -62,7 +62,8 @@ class MeanOfFour(nn.Module):
     """Mean of 2x2 pixels; the kernels of the pooling are slow on the CPU."""
 
     def forward(self, x):
-        if x.device.type == "cpu" and x.shape[-1] % 2 == x.shape[-2] % 2 == 0:
+        is_even = x.shape[-1] % 2 == x.shape[-2] % 2 == 0
+        if x.device.type == "cpu" and is_even and not is_transformed():
             return _MeanOfFour.apply(x)
         return F.avg_pool2d(x, 2)
 

@@ -81,9 +81,14 @@ def is_fast(norm: nn.Module, dtype: torch.dtype, device: torch.device) -> bool:
         and device.type == "cpu"
         and dtype in NAMES
         and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()  # which our function does not know
+        and not is_transformed()
         and kernels() is not None
     )
+
+
+def is_transformed() -> bool:
+    """Whether torch.func transforms what is computed now; our functions do not know how."""
+    return torch._C._are_functorch_transforms_active()
 
 
 def arranged(x: Tensor, widths: Sequence[int], norm: nn.Module) -> Tensor:
