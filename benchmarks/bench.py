@@ -23,14 +23,14 @@ HERE = Path(__file__).parent
 BENCHMARKS: dict[str, tuple[str, ...]] = {
     "startup": ("--turns", "2"),
     "robust": ("--turns", "2"),
-    "sampling": ("--turns", "2", "--images", "2"),
+    "sampling": ("--turns", "2", "--images", "4", "--compared", "1"),
     "evaluations": ("--images", "100"),
     "training": (),
     "scaling": ("--turns", "1"),
     "roofline": ("--repeats", "2"),
     "memory": (),
-    "metrics": (),
-    "data": ("--turns", "6"),
+    "metrics": ("--rows", "3000", "--repeats", "1"),
+    "data": ("--turns", "12"),
 }
 # A checkpoint in two minutes, where nobody has trained the one of 300 steps on PGD.
 STEPS = 120

@@ -1,6 +1,6 @@
 """Frechet distance against evaluations of the denoiser: fast solvers beside 250 ancestral steps.
 
-    python benchmarks/evaluations.py [--images 1000] [--folder runs/benchmarks/evaluations]
+    python benchmarks/evaluations.py [--images 1000] [--jobs 2]
 
 Samples Fashion-MNIST by `robustguide test`, the same seeds and classes with each sampler, guided
 without a classifier within an interval of noise. The denoiser and the network of the features ship
@@ -10,8 +10,10 @@ interval over images, or below it. Finished cells are kept and not run again.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,8 +84,8 @@ class Cell(NamedTuple):
         )
 
 
-def sampled(name: str, images: int, folder: Path) -> Cell:
-    """A cell, from its file if it is there."""
+def sampled(name: str, images: int, folder: Path, *, is_apart: bool = False) -> Cell:
+    """A cell, from its file if it is there; apart from others that run, on one thread."""
     place = folder / f"{name}, {images}".replace(" ", "_")
     if not (place / "results.json").is_file():
         place.mkdir(parents=True, exist_ok=True)
@@ -109,7 +111,8 @@ def sampled(name: str, images: int, folder: Path) -> Cell:
         config.write_text(yaml.safe_dump(told))
         words = ["--config", BASE, "--config", str(config), *GUIDED]
         run = [sys.executable, "-m", "robustguide", "test", *words]
-        subprocess.run(run, check=True, stdout=subprocess.DEVNULL)
+        apart = os.environ | ({"OMP_NUM_THREADS": "1"} if is_apart else {})
+        subprocess.run(run, check=True, stdout=subprocess.DEVNULL, env=apart)
     return Cell.read(place)
 
 
@@ -120,14 +123,19 @@ def main() -> int:
     )
     arguments.add_argument("--images", type=int, default=1000)
     arguments.add_argument("--folder", type=Path, default=turns.RECORDS / "evaluations")
+    arguments.add_argument("--jobs", type=int, default=os.cpu_count(), help="samplers at once")
     given = arguments.parse_args()
     facts, is_reached = dict[str, object](), False
-    reference = sampled(REFERENCE, given.images, given.folder)
+    place, is_apart = given.folder, given.jobs > 1
+    with ThreadPoolExecutor(given.jobs) as pool:
+        begun = {
+            name: pool.submit(sampled, name, given.images, place, is_apart=is_apart)
+            for name in SAMPLERS
+        }
+        cells = {name: each.result() for name, each in begun.items()}
+    reference = cells.pop(REFERENCE)
     facts[f"{REFERENCE}, guided"] = str(reference)
-    for name in SAMPLERS:
-        if name == REFERENCE:
-            continue
-        cell = sampled(name, given.images, given.folder)
+    for name, cell in cells.items():
         fewer = reference.evaluations / cell.evaluations
         is_equal = cell.distance <= reference.high
         facts[f"{name}, guided"] = (

@@ -7,6 +7,7 @@ and name it there. The two ways take turns, so that a busy machine slows both. `
 tells the memory and time of precision and recall of 50,000 images, which takes long.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -34,7 +35,7 @@ class Row(NamedTuple):
 
 
 def in_turns(
-    obvious: Callable[[], float], ours: Callable[[], float], repeats: int = 3
+    obvious: Callable[[], float], ours: Callable[[], float], repeats: int
 ) -> tuple[float, float, float]:
     """Median seconds of both, and the largest difference of their values relative to the size."""
     seconds: list[list[float]] = [[], []]
@@ -49,7 +50,7 @@ def in_turns(
     return median(seconds[0]), median(seconds[1]), max(differences)
 
 
-def frechet() -> list[Row]:
+def frechet(rows: int, repeats: int) -> list[Row]:
     """Frechet distance of two 2048-d statistics; the root of C1 C2 by Schur's decomposition."""
     generator = torch.Generator().manual_seed(0)
     dim = 2048
@@ -70,12 +71,12 @@ def frechet() -> list[Row]:
         Row(
             "Frechet distance, 2 x 2048 features",
             "s",
-            *in_turns(obvious, lambda: frechet_distance(first, second)),
+            *in_turns(obvious, lambda: frechet_distance(first, second), repeats),
         )
     ]
 
 
-def neighbours(rows: int = 10_000, repeats: int = 3) -> list[Row]:
+def neighbours(rows: int, repeats: int) -> list[Row]:
     """Precision and recall; obvious are matrices of all distances, each way in its own process.
 
     One thread each: threads that wait for each other on a busy machine would measure its load.
@@ -102,20 +103,30 @@ def alone(way: str, rows: int, threads: int) -> dict[str, float]:
     return json.loads(result.stdout)
 
 
-COMPARISONS: dict[str, Callable[[], list[Row]]] = {"frechet": frechet, "neighbours": neighbours}
+COMPARISONS: dict[str, Callable[[int, int], list[Row]]] = {
+    "frechet": frechet,
+    "neighbours": neighbours,
+}
 
 
 def main() -> None:
-    """Measures and tells."""
+    """Reads the command line, measures and tells."""
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument("names", nargs="*", choices=[*COMPARISONS, []], default=[])
+    arguments.add_argument("--rows", type=int, default=10_000, help="images of each side")
+    arguments.add_argument("--repeats", type=int, default=3)
+    arguments.add_argument("--large", action="store_true", help="our neighbours of 50,000 rows")
+    given = arguments.parse_args()
     facts = dict[str, object]()
-    names = [name for name in sys.argv[1:] if name != "--large"]
-    for name in names or COMPARISONS:
-        for row in COMPARISONS[name]():
-            facts[row.what] = (
-                f"obvious {row.obvious:.3g} {row.unit}, ours {row.ours:.3g} {row.unit}: "
+    for name in given.names or COMPARISONS:
+        for row in COMPARISONS[name](given.rows, given.repeats):
+            facts[f"{row.what}, {row.unit}"] = (
+                f"obvious {row.obvious:.3g}, ours {row.ours:.3g}: "
                 f"{row.obvious / row.ours:.1f} times, values differ by {row.difference:.1e}"
             )
-    if "--large" in sys.argv:
+    if given.large:
         run = alone("ours", 50_000, torch.get_num_threads())
         facts["precision, recall, 50000"] = (
             f"{run['seconds']:.0f} s, {run['resident'] / 1e6:.0f} MB resident, "

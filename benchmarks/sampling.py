@@ -1,6 +1,6 @@
 """Guided sampling, the published loop and ours in turns, and how equal their images are.
 
-    python benchmarks/sampling.py [--turns 3] [--images 8] [--compile]
+    python benchmarks/sampling.py [--turns 3] [--images 8] [--compared 8] [--compile]
 
 A 64 px U-Net as ADM's with an eighth of its work and a classifier of its kind guide together:
 classifier-free within an interval, and by the classifier's gradient. 18 steps of Heun, then 50 of
@@ -161,6 +161,7 @@ def main() -> int:
     )
     arguments.add_argument("--turns", type=int, default=3)
     arguments.add_argument("--images", type=int, default=8)
+    arguments.add_argument("--compared", type=int, default=8, help="images whose pixels are")
     arguments.add_argument("--compile", action="store_true", help="compile too; minutes on a CPU")
     given = arguments.parse_args()
     samplers: dict[str, Sampler] = {
@@ -174,9 +175,9 @@ def main() -> int:
 
     for name, sampler in samplers.items():
         plain, ours = Published(sampler), Ours(sampler)
-        want = plain(given.images)
+        want = plain(given.compared)
         for kind, way in (("bfloat16", ours), ("float32", Ours(sampler, bf16=False))):
-            found = decibels(way(given.images), want)
+            found = decibels(way(given.compared), want)
             facts[f"{name}: our images in {kind}, PSNR"] = f"{found:.1f} dB"
             is_equal &= found >= DECIBELS
         ratios.append(
@@ -185,10 +186,11 @@ def main() -> int:
             )
         )
         with Tally() as tally:
-            ours(given.images)
+            ours(given.compared)
         peak = matmul_peak(DEVICE, torch.bfloat16) or math.nan
-        share = tally.flops / ratios[-1].seconds[1] / peak
-        facts[f"{name}: FLOP an image"] = f"{tally.flops / given.images:.4g}"
+        flops = tally.flops / given.compared  # of an image
+        share = flops * given.images / ratios[-1].seconds[1] / peak
+        facts[f"{name}: FLOP an image"] = f"{flops:.4g}"
         facts[f"{name}: utilisation of the bfloat16 peak of {peak:.3g}"] = f"{share:.2f}"
     heun, count = samplers["18 steps of Heun"], given.turns
     switches: dict[str, dict[str, bool]] = {
