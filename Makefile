@@ -1,6 +1,7 @@
 # Two commands: `make demo` shows the main job end to end, `make test` checks everything in process.
 # `make check` runs what takes longer: faults, a real Slurm, a browser, the commands of README.md.
 # `make bench` times everything, in about 25 minutes, and writes benchmarks/results.md.
+# `make replicate` runs what is missing of docs/replication.md; hours, and it can be stopped.
 # `make faults KILLS=200 MOMENTS=1` kills work at more random moments than `make check` does.
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ FOLDER ?= runs/demo
 KILLS ?= 200
 BIN := .venv/bin
 
-.PHONY: install demo test check bench faults clean
+.PHONY: install demo test check bench replicate faults clean
 
 install: .venv/installed
 
@@ -34,6 +35,9 @@ check: install
 
 bench: install
 	@$(BIN)/python benchmarks/bench.py
+
+replicate: install
+	@$(BIN)/robustguide replicate --page docs/replication.md
 
 faults: install
 	@OMP_NUM_THREADS=1 KILLS=$(KILLS) MOMENTS=$(MOMENTS) $(BIN)/python -m pytest -q -s -m check tests/test_faults.py

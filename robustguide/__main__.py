@@ -27,6 +27,7 @@ HELPERS = {
     "compare": "whether two scores differ by more than their seeds",
     "cost": "FLOPs and hours of sampling or training, before anything is run",
     "reproduce": "a published result with fewer images, and whether it agrees",
+    "replicate": "tables of papers again on Fashion-MNIST, cell by cell",
     "stats": "statistics of real images by a named protocol, for samples to be compared with",
     "repack": "samples as a folder, an .npz file or shards",
     "submit": "images in array tasks, or a sweep of trainings, on Slurm or here",

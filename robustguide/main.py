@@ -24,7 +24,15 @@ from lightning.pytorch.cli import (
 )
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from robustguide.callbacks import Export, Meter, Progress, ReportCards, Requeue, Results
+from robustguide.callbacks import (
+    Export,
+    Meter,
+    Progress,
+    ReportCards,
+    Requeue,
+    Results,
+    Throughput,
+)
 from robustguide.callbacks.saving import WholeCheckpoints, remove_parts
 from robustguide.complaints import explain, innermost
 from robustguide.files import alone, whole
@@ -174,14 +182,14 @@ class CommandLine(LightningCLI):
 def turn(callback: Callback) -> int:
     """What measures comes before EMA, which puts raw weights back; what saves comes after it.
 
-    What times a step comes first, so that it times nothing else.
+    What times a step comes first, so that it times nothing else; what times a training comes last.
 
     A checkpoint saved before EMA has averaged a step would lack that step for ever; one that was
     saved before a job is requeued is not due again after it.
     """
     is_average, is_saved = isinstance(callback, WeightAveraging), isinstance(callback, Checkpoint)
-    if isinstance(callback, Meter):
-        return -1
+    if isinstance(callback, Meter | Throughput):
+        return -1 if isinstance(callback, Meter) else 4
     return is_average + 2 * is_saved + 3 * isinstance(callback, Requeue)
 
 
@@ -311,6 +319,7 @@ def run(args: list[str] | None = None) -> LightningCLI:
                     Export(),
                     Results(),
                     Requeue(),
+                    Throughput(),
                 ],
             },
             save_config_callback=SaveConfig,

@@ -13,6 +13,7 @@ from robustguide.callbacks.reporting import Reporting
 from robustguide.callbacks.requeue import Requeue
 from robustguide.callbacks.results import Results
 from robustguide.callbacks.samples import ClassAccuracy, SampleGrid, SampleWriter
+from robustguide.callbacks.throughput import Throughput
 
 __all__ = [
     "EMA",
@@ -29,5 +30,6 @@ __all__ = [
     "Results",
     "SampleGrid",
     "SampleWriter",
+    "Throughput",
     "TrajectoryCalibration",
 ]

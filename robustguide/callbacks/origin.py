@@ -72,12 +72,16 @@ def scale_of(term: Guidance) -> float | list[float] | None:
 
 
 def checkpoints_in(config: Any) -> Iterator[str]:
-    """Paths of checkpoint files in a configuration, and of those that its cards stand for."""
+    """Paths of checkpoint files in a configuration, and of those that its cards stand for.
+
+    Files below the working folder are told from there, so that results say the same elsewhere.
+    """
     for node in nodes(config):
         if isinstance(node, dict):
             of = cards().get(node.get("card") or "") if not node.get("path") else None
             if of is not None and (file := present(of)) is not None:
-                yield str(file)
+                here = Path.cwd()
+                yield str(file.relative_to(here) if file.is_relative_to(here) else file)
         elif isinstance(node, str) and node.endswith(SUFFIXES) and Path(node).is_file():
             yield node
 

@@ -27,12 +27,19 @@ class ClassAccuracy(Summed):
 
     Args:
         judge: Reads the clean images at noise level 0; never a classifier that guides.
+        name: Of the judge, where there are several: the metric is `class_accuracy/NAME`.
     """
 
-    def __init__(self, judge: Classifier) -> None:
+    def __init__(self, judge: Classifier, name: str | None = None) -> None:
         super().__init__()
         self.judge = judge
+        self.key = "class_accuracy" + (f"/{name}" if name else "")
         self.metric: CalibrationByNoise | None = None
+
+    @property
+    def state_key(self) -> str:
+        """Tells it from one of another name."""
+        return self.key.replace("class_accuracy", type(self).__name__)
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         """Refuses a judge that guides, by its weights.
@@ -63,7 +70,7 @@ class ClassAccuracy(Summed):
         self.measured(
             module,
             "test",
-            "class_accuracy",
+            self.key,
             float(found.accuracy[0]),
             int(found.count[0]),
             limits=[float(lower[0]), float(upper[0])],

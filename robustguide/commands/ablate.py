@@ -98,7 +98,7 @@ def report(plan: Ablation, done: list[str]) -> None:
         "blocks": plan.blocks,
         "count": plan.count,
         "first": plan.first,
-        "configs": {method: str(plan.methods[method]) for method in done},
+        "configs": {method: str(plan.methods[method].configs[0]) for method in done},
         "base": list(map(str, plan.base)),
         "set": list(plan.changes),
     }

@@ -44,8 +44,8 @@ SOURCES = {
     "class-accuracy": "a classifier of your own, in the file that its training exported",
     "digits_features": "`robustguide demo` trains it, or `robustguide fit` with configs/overlay/"
     "digits.yaml, configs/overlay/digits_classifier.yaml and configs/fit/digits_features.yaml",
-    "fashion_mnist_features": "`robustguide fit` trains it, with the second command in the head "
-    "of configs/fit/fashion_mnist_judge.yaml",
+    "fashion_mnist_features": "it ships with the package; the second command in the head of "
+    "configs/fit/fashion_mnist_judge.yaml trained it",
     "classifier_features": "a classifier of your own, in the file that its training exported",
 }
 

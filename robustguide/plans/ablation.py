@@ -5,8 +5,8 @@ so that blocks share no seed and methods differ by nothing else.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,24 @@ TAKEN = {
 
 
 @dataclass(frozen=True)
+class Way:
+    """How a method is configured.
+
+    Attributes:
+        configs: Files, each over the one before.
+        changes: `key=value` of options, over the files.
+    """
+
+    configs: tuple[Path, ...]
+    changes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Ablation:
     """Which runs there are.
 
     Attributes:
-        methods: The configuration of each method by name.
+        methods: How each method is configured, by name.
         base: Configurations that all methods share, read before their own.
         folder: Holds a folder of blocks for each method.
         count: Images in a block.
@@ -43,7 +56,7 @@ class Ablation:
         ValueError: For numbers that leave no interval, or changes that the plan would undo.
     """
 
-    methods: dict[str, Path]
+    methods: dict[str, Way]
     base: tuple[Path, ...]
     folder: Path
     count: int
@@ -62,7 +75,8 @@ class Ablation:
                 f"--count is {self.count} and --first {self.first}; expected a count of 1 or more "
                 "and a number of 0 or more."
             )
-        for change in self.changes:
+        own = (change for way in self.methods.values() for change in way.changes)
+        for change in (*self.changes, *own):
             key, equals, _ = change.removeprefix("--").partition("=")
             if not equals:
                 raise ValueError(
@@ -70,9 +84,17 @@ class Ablation:
                 )
             if key in TAKEN:
                 raise ValueError(f"{key} is set by {TAKEN[key]}; leave it out of --set.")
-        for path in (*self.base, *self.methods.values()):
+        for path in (*self.base, *(path for way in self.methods.values() for path in way.configs)):
             if not path.is_file():
                 raise FileNotFoundError(f"The configuration {path} is not there.")
+
+    def only(self, methods: Iterable[str]) -> "Ablation":
+        """The same with some of the methods."""
+        return replace(self, methods={method: self.methods[method] for method in methods})
+
+    def done(self, method: str) -> list[Path]:
+        """The run folders of the blocks that have results."""
+        return [folder for folder in self.run_folders(method) if is_done(folder)]
 
     def run_folder(self, method: str, block: int) -> Path:
         """Where a run leaves its files."""
@@ -86,24 +108,32 @@ class Ablation:
         """Methods and blocks, all methods' first blocks first."""
         return [(method, block) for block in range(self.blocks) for method in self.methods]
 
+    def files(self, method: str) -> tuple[Path, ...]:
+        """The configurations of a method, each over the one before."""
+        return (*self.base, *self.methods[method].configs)
+
+    def left(self) -> list[tuple[str, int]]:
+        """Methods and blocks that have no results."""
+        return [each for each in self.pairs() if not is_done(self.run_folder(*each))]
+
     def job(self, method: str, block: int) -> Job:
         """One run."""
-        files = (*self.base, self.methods[method])
-        configs = (word for file in files for word in ("--config", str(file)))
+        configs = (word for file in self.files(method) for word in ("--config", str(file)))
         place = f"--trainer.default_root_dir={self.run_folder(method, block)}"
-        return Job(job_name(method, block), ("test", *configs, *self.options(block), place))
+        words = ("test", *configs, *self.options(method, block), place)
+        return Job(job_name(method, block), words)
 
-    def options(self, block: int) -> tuple[str, ...]:
-        """What a block adds to its configurations."""
-        changes = (f"--{change.removeprefix('--')}" for change in self.changes)
+    def options(self, method: str, block: int) -> tuple[str, ...]:
+        """What goes over the configurations."""
+        told = (*self.changes, *self.methods[method].changes)
+        changes = (f"--{change.removeprefix('--')}" for change in told)
         first = self.first + block * self.count
         return (*changes, f"--data.first={first}", f"--data.count={self.count}")
 
     def asked(self, method: str, block: int) -> dict[str, Any]:
         """What decides about a run's results: what its configurations say, and its options."""
-        files = (*self.base, self.methods[method])
-        said = {str(file): content(file) for file in files}
-        return said | {"options": list(self.options(block))}
+        said = {str(file): content(file) for file in self.files(method)}
+        return said | {"options": list(self.options(method, block))}
 
     def missing(self) -> list[Job]:
         """The runs that have no results yet; notes beside each what it is asked for.
@@ -111,12 +141,11 @@ class Ablation:
         Raises:
             ValueError: A folder holds results of something else.
         """
-        left, hashed = [], cache(hash_of)  # one reading of a checkpoint that many runs name
+        hashed = cache(hash_of)  # one reading of a checkpoint that many runs name
+        left = self.left()
         for method, block in self.pairs():
-            if is_done(self.run_folder(method, block)):
+            if (method, block) not in left:
                 self.refuse_others(method, block, hashed)
-            else:
-                left.append((method, block))
         for method, block in left:
             with whole(self.run_folder(method, block) / "asked.json") as part:
                 part.write_text(json.dumps(self.asked(method, block), indent=1))
@@ -149,21 +178,21 @@ class Ablation:
         return found
 
 
-def named(configs: Sequence[str]) -> dict[str, Path]:
+def named(configs: Sequence[str]) -> dict[str, Way]:
     """Methods by the names of their files.
 
     Raises:
         ValueError: When two have the same name.
     """
-    methods: dict[str, Path] = {}
+    methods: dict[str, Way] = {}
     for config in configs:
         path = Path(config)
         if path.stem in methods:
             raise ValueError(
-                f"{methods[path.stem]} and {path} would both be the method {path.stem!r}; give "
-                "one of them another file name."
+                f"{methods[path.stem].configs[0]} and {path} would both be the method "
+                f"{path.stem!r}; give one of them another file name."
             )
-        methods[path.stem] = path
+        methods[path.stem] = Way((path,))
     return methods
 
 
