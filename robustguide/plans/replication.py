@@ -89,7 +89,7 @@ def read(file: Path, folder: Path, blocks: int | None = None) -> Replication:
     return Replication(runs, tables)
 
 
-def cells(name: str, about: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, Way]]:
+def cells(name: str, about: Any, folder: Path) -> Iterator[tuple[str, Way]]:
     """The cells of an entry: one, or one for each value of its sweep."""
     refuse_unknown(f"The cell {name!r}", about, OF_CELL)
     configs = tuple(folder / f"{config}.yaml" for config in about.get("configs", ()))
@@ -99,7 +99,7 @@ def cells(name: str, about: Mapping[str, Any], folder: Path) -> Iterator[tuple[s
         yield "_".join([name, *(f"{value:g}" for value in values)]), Way(configs, changes + told)
 
 
-def table(name: str, about: Mapping[str, Any], groups: Mapping[str, Mapping[str, Way]]) -> Planned:
+def table(name: str, about: Any, groups: Mapping[str, Mapping[str, Way]]) -> Planned:
     """A table, the names of sweeps replaced by those of their cells."""
     refuse_unknown(f"The table {name!r}", about, OF_TABLE | {"note"})
     known = {cell for group in groups.values() for cell in group}

@@ -222,10 +222,10 @@ def section(planned: Planned, found: Mapping[str, Any], blocks: int, picture: st
     lines = [f"## {planned.title}", "", f"{planned.source}. {planned.found}", ""]
     lines += [ablation.markdown(table(planned, found, blocks)).strip(), ""]
     for each in verdicts(planned, found):
-        said = each.word
-        if each.mean is not None:
-            said += f" (difference {each.mean:+.3g} ± {each.half_width:.2g})"
-        lines.append(f"* `{each.claim}`: **{said}**")
+        off = (
+            "" if each.mean is None else f" (difference {each.mean:+.3g} ± {each.half_width:.2g})"
+        )
+        lines.append(f"* `{each.claim}`: **{each.word}**{off}")
     lines += [""] if planned.claims else []
     lines += [planned.note, ""] if planned.note else []
     if picture:

@@ -1,12 +1,14 @@
 """Images a second and the share of waiting, by a clock that the test turns."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
 
 from robustguide.callbacks import throughput
 from robustguide.callbacks.throughput import Throughput
+
+MODULE = LightningModule()
 
 
 class Clock:
@@ -26,17 +28,39 @@ def clock(monkeypatch):
     return made
 
 
-def trainer_of(entries, world_size=1, every=2):
-    """As much of a trainer as is asked."""
-    logger = SimpleNamespace(log_metrics=lambda found, step: entries.append((step, found)))
-    strategy = SimpleNamespace(root_device=torch.device("cpu"))
-    return SimpleNamespace(
+class Entries(Logger):
+    """Keeps what is logged."""
+
+    name, version = "entries", 0
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def log_hyperparams(self, *_, **__):
+        """Nothing."""
+
+    def log_metrics(self, metrics, step=None):
+        self.found.append((step, metrics))
+
+
+class Told(Trainer):
+    """A trainer whose place in a run is told."""
+
+    global_step, world_size = 0, 1
+
+
+def trainer_of(every=2):
+    """With a logger, and what it was given."""
+    logger = Entries()
+    made = Told(
         logger=logger,
         log_every_n_steps=every,
-        global_step=0,
-        world_size=world_size,
-        strategy=strategy,
+        accelerator="cpu",
+        enable_checkpointing=False,
+        enable_progress_bar=False,
     )
+    return made, logger.found
 
 
 def steps(callback, trainer, clock, count, wait, work, rows=10):
@@ -44,16 +68,16 @@ def steps(callback, trainer, clock, count, wait, work, rows=10):
     batch = (torch.zeros(rows, 1), torch.zeros(rows))
     for index in range(count):
         clock.now += wait
-        callback.on_train_batch_start(trainer, None, batch, index)
+        callback.on_train_batch_start(trainer, MODULE, batch, index)
         clock.now += work
         trainer.global_step += 1
-        callback.on_train_batch_end(trainer, None, None, batch, index)
+        callback.on_train_batch_end(trainer, MODULE, None, batch, index)
 
 
 def test_a_window_tells_images_and_the_share_of_waiting(clock):
-    entries, callback = [], Throughput()
-    trainer = trainer_of(entries, world_size=2)
-    callback.on_train_start(trainer, None)
+    callback, (trainer, entries) = Throughput(), trainer_of()
+    trainer.world_size = 2
+    callback.on_train_start(trainer, MODULE)
     steps(callback, trainer, clock, 4, wait=1.0, work=3.0)
     assert [step for step, _ in entries] == [2, 4]
     # the first batch's wait is the start of the workers, and not known
@@ -64,19 +88,17 @@ def test_a_window_tells_images_and_the_share_of_waiting(clock):
 
 
 def test_validation_and_new_epochs_are_no_waiting(clock):
-    entries, callback = [], Throughput()
-    trainer = trainer_of(entries, every=3)
-    callback.on_train_start(trainer, None)
+    callback, (trainer, entries) = Throughput(), trainer_of(every=3)
+    callback.on_train_start(trainer, MODULE)
     for begin in (callback.on_train_epoch_start, callback.on_validation_start, lambda *_: None):
-        begin(trainer, None)
+        begin(trainer, MODULE)
         steps(callback, trainer, clock, 1, wait=50.0, work=2.0)
     assert entries[0][1]["speed/data_wait"] == pytest.approx(50 / 56)
 
 
 def test_batches_of_one_step_of_the_optimizer_are_one_entry(clock):
-    entries, callback = [], Throughput()
-    trainer = trainer_of(entries, every=1)
-    callback.on_train_start(trainer, None)
+    callback, (trainer, entries) = Throughput(), trainer_of(every=1)
+    callback.on_train_start(trainer, MODULE)
     for _ in range(3):  # two batches a step
         steps(callback, trainer, clock, 1, wait=1.0, work=1.0)
         trainer.global_step -= 1
