@@ -84,6 +84,8 @@ def build(sets: Mapping[str, Generated], out: Path, wanted: Wanted) -> Built:
     """
     if len(sets) < 2:
         raise ValueError(f"A survey compares two or more sets of samples, got {len(sets)}.")
+    if out.suffix != ".html":
+        raise ValueError(f"--out is {out}; name a file that ends in .html.")
     key_path = out.with_suffix(".key.json")
     for path in (out, key_path):
         if path.exists():

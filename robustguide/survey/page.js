@@ -9,6 +9,7 @@
   if (data.ties) keys[0] = "tie";
   const choices = data.ties ? ["left", "right", "tie"] : ["left", "right"];
   const longest = 1e9; // ms, some eleven days; a page may stay open
+  const shortest = 200; // ms; the second click of a double click is no answer
 
   // Without storage, as in a private window that forbids it, the survey works until it is closed.
   const stored = () => {
@@ -43,12 +44,12 @@
   let state = isState(found) ? found : fresh();
   let since = 0;
 
-  const document_ = () => ({
+  const answersFile = () => ({
     survey: data.survey,
     rater: state.rater,
     answers: questions.map((each) => ({ id: each.id, ...state.answers[each.id] })),
   });
-  const text = () => JSON.stringify(document_(), null, 1) + "\n";
+  const text = () => JSON.stringify(answersFile(), null, 1) + "\n";
 
   const show = () => {
     const { place } = state;
@@ -79,6 +80,7 @@
   };
   const answer = (choice) => {
     const ms = Math.min(Math.round(performance.now() - since), longest);
+    if (ms < shortest) return;
     state.answers[questions[state.place].id] = { answer: choice, ms };
     move(state.place + 1);
     if (state.place === questions.length) byId("download").focus();
