@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from html import escape
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -107,7 +106,7 @@ def source_hash(source: str) -> str:
 
 
 def as_block(data: Any) -> str:
-    r"""JSON for a data block: ASCII, so U+2028 is escaped, and `<`, `>`, `&` as \u003c and so on."""
+    """JSON for a data block: in ASCII, so U+2028 is escaped, and so are `<`, `>` and `&`."""
     text = json.dumps(data)
     for sign in "<>&":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
