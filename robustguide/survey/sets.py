@@ -197,7 +197,7 @@ def refuse_other_seeds(first: str, other: str, one: Classes, two: Classes) -> No
     told = [f"{len(seeds)} are in {name!r} alone ({some(seeds)})" for name, seeds in only if seeds]
     if told:
         raise DataError(
-            f"{first!r} and {other!r} have other seeds: {' and '.join(told)}. A pair shows one "
+            f"{first!r} and {other!r} differ in their seeds: {' and '.join(told)}. A pair shows one "
             "seed of two methods: sample the missing ones, or take the first N of each by --n N."
         )
 
