@@ -29,7 +29,7 @@ def sets(folder, *shifts, **how):
 
 
 def key_of(methods=("a", "b"), count=12, checks=0, has_ties=True, classes=("x", "y")):
-    """A key whose questions go round the pairs of methods, the first at the left in every other."""
+    """A key whose questions go round the pairs of methods and change sides in every round."""
     pairs = [(a, b) for i, a in enumerate(methods) for b in methods[i + 1 :]]
     questions = []
     for place in range(count):

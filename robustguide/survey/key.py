@@ -129,6 +129,9 @@ class Key:
         Raises:
             ValueError: If they do not.
         """
+        texts = [self.survey, self.title, self.question, *self.names, *self.by_id]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("digest, title, question, names and ids must be texts")
         names = set(self.names)
         asked = {name for each in self.questions for name in (each.left, each.right)} - {None}
         if len(names) < 2 or len(names) < len(self.methods) or not asked <= names:

@@ -7,8 +7,8 @@ import pytest
 
 from robustguide.survey.agreement import krippendorff
 
-# Krippendorff (2011), Computing Krippendorff's alpha-reliability, section C: four observers, twelve
-# units, 0 where a value is missing
+# Krippendorff (2011), Computing Krippendorff's alpha-reliability, section C: four observers of
+# twelve units, 0 where a value is missing
 PUBLISHED = [
     [1, 2, 3, 3, 2, 1, 4, 1, 2, 0, 0, 0],
     [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, 0, 3],

@@ -119,7 +119,7 @@ def test_what_is_no_file(tmp_path):
 def test_a_survey_without_ties(tmp_path):
     key = surveys.key_of(has_ties=False)
     told = surveys.document(key, lambda question: "tie")
-    with pytest.raises(ValueError, match="expected left, right$"):
+    with pytest.raises(ValueError, match=r"expected left, right$"):
         read_answers(surveys.written(tmp_path / "1.json", told), key)
 
 
