@@ -44,9 +44,10 @@ def draw(
     for place, is_first in enumerate(sides):
         method, seed = methods[place % len(methods)], int(random.choice(sorted(classes)))
         asked.append((method, None, seed) if is_first else (None, method, seed))
+    shuffled = [asked[row] for row in random.permutation(len(asked))]
     return tuple(
-        Question(random.bytes(8).hex(), *asked[row], classes[asked[row][2]])
-        for row in random.permutation(len(asked))
+        Question(random.bytes(8).hex(), left, right, seed, classes[seed])
+        for left, right, seed in shuffled
     )
 
 

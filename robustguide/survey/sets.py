@@ -194,11 +194,12 @@ def refuse_other_seeds(first: str, other: str, one: Classes, two: Classes) -> No
         DataError: If there are some.
     """
     only = [(a, sorted(x.keys() - y.keys())) for a, x, y in ((first, one, two), (other, two, one))]
-    told = [f"{len(seeds)} are in {name!r} alone ({some(seeds)})" for name, seeds in only if seeds]
+    told = [f"{len(seeds)} only in {name!r} ({some(seeds)})" for name, seeds in only if seeds]
     if told:
         raise DataError(
-            f"{first!r} and {other!r} differ in their seeds: {' and '.join(told)}. A pair shows one "
-            "seed of two methods: sample the missing ones, or take the first N of each by --n N."
+            f"{first!r} and {other!r} differ in their seeds: {' and '.join(told)}. A pair shows "
+            "one seed of two methods: sample the missing ones, or take the first N of each by "
+            "--n N."
         )
 
 

@@ -38,7 +38,7 @@ def test_win_rates(tmp_path):
         "0.0%..100.0%",
     ]
     by_class = printed(opinions.classes(found)).splitlines()
-    assert len(by_class) == 3 and by_class[1].split()[:6] == "a over b x 12 50.0%".split()
+    assert len(by_class) == 3 and by_class[1].split()[:6] == "a over b x 10 50.0%".split()
 
 
 def test_names_are_neither_markup_nor_control_characters(tmp_path):
