@@ -119,7 +119,7 @@ def built(given: Namespace) -> int:
         seed=given.seed,
     )
     made = build(opened(given.samples, given.names, given.n), Path(given.out), wanted)
-    print(f"Page: {made.page} ({made.page.stat().st_size / 1e6:.1f} MB), to be sent to raters")
+    print(f"Page: {made.page} ({made.page.stat().st_size / 1000:,.0f} kB), to be sent to raters")
     print(f"Key: {made.key_path}, to be kept")
     print(
         f"{given.pairs} questions and {given.checks} attention checks about "
