@@ -3,6 +3,7 @@
 import json
 import os
 
+import numpy as np
 import pytest
 import surveys
 
@@ -106,6 +107,26 @@ def test_damaged_files_are_refused(tmp_path, content, message):
     with pytest.raises(ValueError, match=message) as raised:
         read_answers(tmp_path / "1.json", KEY)
     assert str(raised.value).isprintable()
+
+
+def test_changed_bytes_are_answers_or_refused(tmp_path):
+    """Whatever a stranger changes: answers of this survey or a reason, and nothing else."""
+    content = json.dumps(surveys.document(KEY, ALL_A)).encode()
+    random, refused = np.random.default_rng(0), 0
+    for _ in range(400):
+        changed = bytearray(content)
+        for place in random.integers(0, len(content), random.integers(1, 4)):
+            end = place + random.integers(0, 9)
+            changed[place:end] = random.bytes(int(random.integers(0, 5)))
+        (tmp_path / "1.json").write_bytes(changed)
+        try:
+            found = read_answers(tmp_path / "1.json", KEY)
+        except ValueError as error:
+            assert str(error).isprintable()
+            refused += 1
+        else:
+            assert found.given.keys() <= KEY.by_id.keys()
+    assert refused > 350
 
 
 def test_what_is_no_file(tmp_path):

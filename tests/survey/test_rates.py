@@ -57,7 +57,7 @@ def test_coverage_where_raters_differ_in_taste():
         ):
             held[name] += low <= 0.6 <= high
     assert held["raters"] / sets == pytest.approx(0.95, abs=0.02)  # 3 standard errors
-    assert held["wilson"] / sets < 0.7  # the spread is 2.6 times what it takes it for
+    assert held["wilson"] / sets < 0.7  # the spread is 2.2 times what it believes
 
 
 def exact_power(n, share):
