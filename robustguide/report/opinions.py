@@ -7,6 +7,8 @@ from rich.markup import escape
 
 from robustguide.report.page import MISSING, Table
 
+LISTED = 40  # rows by class that a terminal still shows usefully
+
 
 def wins(told: Mapping[str, Any]) -> Table:
     """One row a pair of methods.
@@ -15,23 +17,22 @@ def wins(told: Mapping[str, Any]) -> Table:
         told: A score as `robustguide.survey.score` makes it; so below.
     """
     rows = [
-        (versus(pair), pair["answers"], *counts(pair), share(pair["rate"]), *limits(pair))
-        for pair in told["pairs"]
+        (versus(pair), *counts(pair), share(pair["rate"]), *limits(pair)) for pair in told["pairs"]
     ]
-    columns = ("A over B", "answers", "won", "tied", "lost", "win rate", "95%", "over raters")
+    columns = ("A over B", "won", "tied", "lost", "rate", "95%", "over raters")
     return Table(columns, rows, "Win rates")
 
 
 def classes(told: Mapping[str, Any]) -> Table | None:
-    """One row a pair of methods and class; nothing where samples have no classes."""
+    """One row a pair of methods and class; nothing without classes, or for too many of them."""
     rows = [
         (versus(pair), text(row["class"]), row["answers"], share(row["rate"]), *limits(row)[:1])
         for pair in told["pairs"]
         for row in pair["classes"]
     ]
-    if not rows:
+    if not 0 < len(rows) <= LISTED:
         return None
-    return Table(("A over B", "class", "answers", "win rate", "95%"), rows, "Win rates by class")
+    return Table(("A over B", "class", "answers", "rate", "95%"), rows, "Win rates by class")
 
 
 def strengths(told: Mapping[str, Any]) -> Table | None:
@@ -73,6 +74,9 @@ def notes(told: Mapping[str, Any]) -> list[str]:
             f"{len(failed)} of {len(told['raters'])} raters failed more than "
             f"{told['max_failed']} of {told['checks']} attention checks and are left out."
         )
+    by_class = sum(len(pair["classes"]) for pair in told["pairs"])
+    if by_class > LISTED:
+        lines.append(f"Win rates by class, {by_class:,} of them, are in the file of --out alone.")
     found = told["strengths"]
     if found is not None and found["reason"]:
         lines.append(f"No strengths (Bradley and Terry): {spoken(found['reason'])}.")
@@ -111,9 +115,9 @@ def counts(row: Mapping[str, Any]) -> tuple[int, int, int]:
 
 
 def limits(row: Mapping[str, Any]) -> tuple[str, str]:
-    """Wilson's, and those over raters."""
+    """Wilson's, and those over raters, in percent."""
     wilson, over = (
-        MISSING if found is None else f"{found[0]:.1%}..{found[1]:.1%}"
+        MISSING if found is None else f"{100 * found[0]:.1f}..{100 * found[1]:.1f}"
         for found in (row["wilson"], row["over_raters"])
     )
     return wilson, over

@@ -30,12 +30,12 @@ def test_win_rates(tmp_path):
     key = surveys.key_of(count=10)
     found = told(tmp_path, [surveys.for_method("a"), surveys.for_method("b")], key)
     lines = printed(opinions.wins(found)).splitlines()
-    assert lines[0].split() == "A over B answers won tied lost win rate 95% over raters".split()
+    assert lines[0].split() == "A over B won tied lost rate 95% over raters".split()
     low, high = found["pairs"][0]["wilson"]
     assert lines[1].split() == [
-        *"a over b 20 10 0 10 50.0%".split(),
-        f"{low:.1%}..{high:.1%}",
-        "0.0%..100.0%",
+        *"a over b 10 0 10 50.0%".split(),
+        f"{100 * low:.1f}..{100 * high:.1f}",
+        "0.0..100.0",
     ]
     by_class = printed(opinions.classes(found)).splitlines()
     assert len(by_class) == 3 and by_class[1].split()[:6] == "a over b x 10 50.0%".split()
@@ -49,6 +49,15 @@ def test_names_are_neither_markup_nor_control_characters(tmp_path):
     )
     assert "plain [red] over no?[31mne" in shown and "[/x]" in shown and "y?" in shown
     assert "\x1b" not in shown and "\x07" not in shown
+
+
+@pytest.mark.parametrize(("classes", "is_listed"), [(40, True), (41, False)])
+def test_many_classes_are_left_to_the_file(tmp_path, classes, is_listed):
+    key = surveys.key_of(count=classes, classes=[f"class {place}" for place in range(classes)])
+    found = told(tmp_path, [surveys.for_method("a")], key)
+    assert (opinions.classes(found) is not None) == is_listed
+    assert any("by class, 41 of them" in line for line in opinions.notes(found)) != is_listed
+    assert len(found["pairs"][0]["classes"]) == classes
 
 
 def test_strengths_are_in_order(tmp_path):
