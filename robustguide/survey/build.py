@@ -84,26 +84,17 @@ def build(sets: Mapping[str, Generated], out: Path, wanted: Wanted) -> Built:
     """
     if len(sets) < 2:
         raise ValueError(f"A survey compares two or more sets of samples, got {len(sets)}.")
-    if out.suffix != ".html":
-        raise ValueError(f"--out is {out}; name a file that ends in .html.")
-    key_path = out.with_suffix(".key.json")
-    for path in (out, key_path):
-        if path.exists():
-            raise FileExistsError(
-                f"{path} is there already, and answers may be on their way; name another --out, "
-                "or remove it."
-            )
+    key_path = new_places(out)
     random = np.random.default_rng(wanted.seed)
     classes = matched(sets)
     questions = draw(list(sets), classes, wanted.pairs, wanted.checks, random)
     pairs = images_of(questions, sets, random)
-    scale = wanted.scale or max(1, -(-LARGE // max(next(iter(sets.values())).shape[1:])))
     content = Content(
         wanted.title,
         tuple(prompt(wanted.question, each.class_name) for each in questions),
         tuple(each.id for each in questions),
         pairs,
-        scale,
+        wanted.scale or enlarged(pairs[0].left.shape[1:]),
         wanted.has_ties,
     )
     methods = tuple(
@@ -116,6 +107,30 @@ def build(sets: Mapping[str, Generated], out: Path, wanted: Wanted) -> Built:
     write_page(out, content)
     equal = sum(np.array_equal(one.left, one.right) for one in pairs)
     return Built(out, key_path, key, equal)
+
+
+def new_places(out: Path) -> Path:
+    """The key's file, where neither it nor the page is there.
+
+    Raises:
+        FileExistsError: One of them is.
+        ValueError: If the page's name does not end in .html.
+    """
+    if out.suffix != ".html":
+        raise ValueError(f"--out is {out}; name a file that ends in .html.")
+    key_path = out.with_suffix(".key.json")
+    for path in (out, key_path):
+        if path.exists():
+            raise FileExistsError(
+                f"{path} is there already, and answers may be on their way; name another --out, "
+                "or remove it."
+            )
+    return key_path
+
+
+def enlarged(sides: tuple[int, ...]) -> int:
+    """The whole factor that makes a small image large; 1 for others."""
+    return max(1, -(-LARGE // max(sides)))
 
 
 def has_classes(questions: tuple[Question, ...]) -> bool:
