@@ -26,6 +26,7 @@ HELPERS = {
     "score": "numbers of samples by a named protocol, with intervals",
     "compare": "whether two scores differ by more than their seeds",
     "cost": "FLOPs and hours of sampling or training, before anything is run",
+    "survey": "a page that asks people which of two images is better, and what they say",
     "reproduce": "a published result with fewer images, and whether it agrees",
     "stats": "statistics of real images by a named protocol, for samples to be compared with",
     "repack": "samples as a folder, an .npz file or shards",
