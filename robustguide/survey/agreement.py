@@ -2,7 +2,7 @@
 
 Krippendorff's alpha of nominal values compares the disagreement of values that were given to one
 unit with that of values paired at random (Krippendorff 2011, Computing Krippendorff's
-alpha-reliability, section B):
+alpha-reliability):
 
     alpha = 1 - D_o / D_e = 1 - (n - 1) sum_{c != k} o_ck / sum_{c != k} n_c n_k
 

@@ -7,7 +7,7 @@ import pytest
 
 from robustguide.survey.agreement import krippendorff
 
-# Krippendorff (2011), Computing Krippendorff's alpha-reliability, section C: four observers of
+# Krippendorff (2011), Computing Krippendorff's alpha-reliability: four observers of
 # twelve units, 0 where a value is missing
 PUBLISHED = [
     [1, 2, 3, 3, 2, 1, 4, 1, 2, 0, 0, 0],
