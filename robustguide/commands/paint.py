@@ -148,7 +148,8 @@ def judged_by(
 
     word = columns.Word("judge", given.judge, None)
     asked = columns.candidate(word, None, None, [])
-    if asked.setting() in [dict(each) for each in identities]:
+    own = asked.setting()["looks"][0]["classifier"]
+    if any(own == look["classifier"] for each in identities for look in each["looks"]):
         raise ValueError(
             f"--judge {given.judge} is one of the painting classifiers, which would judge itself; "
             "give one that was trained apart."
@@ -225,8 +226,8 @@ def told(
             "log_p_before": float(made.before.mean()),
             "log_p_after": float(made.after.mean()),
             "log_p": {
-                "before": made.before.unflatten(0, (len(classes), -1)).tolist(),
-                "after": made.after.unflatten(0, (len(classes), -1)).tolist(),
+                "before": made.before.reshape(len(classes), -1).tolist(),
+                "after": made.after.reshape(len(classes), -1).tolist(),
             },
             "judge_accuracy": None,
         }
@@ -260,12 +261,12 @@ def judged(
     y = torch.tensor(list(classes)).repeat_interleave(given.count)
     seen = []
     with torch.no_grad():
-        for rows in x_0.split(given.batch_size):
+        for rows in torch.split(x_0, given.batch_size):
             shown = rows.to(device_of(given))
             seen.append(judge(shown, shown.new_zeros(len(shown))).argmax(-1))
     right = (torch.cat(seen).cpu() == y).double()
     low, high = wilson_limits(right.sum(), torch.tensor(float(len(y)), dtype=torch.float64))
-    of_class = right.unflatten(0, (len(classes), -1)).mean(1)
+    of_class = right.reshape(len(classes), -1).mean(1)
     return {
         "value": float(right.mean()),
         "limits": [float(low), float(high)],
@@ -285,7 +286,9 @@ def report(
     from robustguide.report import painting, save
 
     folder, k = Path(given.folder), len(document["classes"])
-    first = {name: made.x_0.unflatten(0, (k, -1))[:, 0] for name, made in painted.items()}
+    first = {
+        name: made.x_0.reshape(k, -1, *made.x_0.shape[1:])[:, 0] for name, made in painted.items()
+    }
     picture = save(painting.sheet(start[:, 0], first, document), folder / "painting.png")
     with whole(folder / "painting.json") as part:
         part.write_text(json.dumps(document, indent=1, allow_nan=False))

@@ -47,11 +47,10 @@ def table(document: Document) -> Table:
                     each["name"],
                     f"{level:g}",
                     norm["value"],
-                    " to ".join(f"{end:.3g}" for end in norm["quartiles"] or ()) or None,
                     *(mean(found[key][place]) for key in ("cosine", "neighbour", "low_share")),
                 ]
             )
-    titles = ["direction", "sigma", "norm", "quartiles", "cosine", "neighbour", "low share"]
+    titles = ["direction", "sigma", "norm", "cosine", "neighbour", "low share"]
     return Table(titles, rows, caption(document), {"norm": ".3g"})
 
 
