@@ -69,10 +69,13 @@ def run(args: list[str]) -> int:
         for name, classifier in classifiers.items()
     }
     document = told(painted, identities, classes, recipe, given, data, described)
+    begun = start.flatten(0, 1)
     for each, made in zip(document["painted"], painted.values(), strict=True):
-        each["moved"] = float((made.x_0 - start.flatten(0, 1)).flatten(1).norm(dim=1).mean())
+        each["moved"] = float((made.x_0 - begun).flatten(1).norm(dim=1).mean())
         if judge is not None:
             each["judge_accuracy"] = judged(judge, made.x_0, classes, given)
+    if judge is not None:
+        document["start_judge_accuracy"] = judged(judge, begun, classes, given)
     report(document, start, painted, given)
     return 0
 
@@ -97,7 +100,7 @@ def parser(words: Sequence[str]) -> ArgumentParser:
     )
     add("--start-images", type=int, default=500, help="training images a class of the Gaussian")
     add("--count", type=int, default=1, help="starts, the same for each class")
-    add("--seed", type=int, default=0, help="of starts and noise")
+    add("--seed", type=int, default=0, help="of starts and of the noise of steps")
     add("--judge", type=str, metavar="FILE", default=None, help="another classifier's file")
     add("--batch-size", type=int, default=64, help="images at a time")
     add("--device", type=str, default=None, help="cuda where there is one, else cpu")
@@ -188,13 +191,13 @@ def paint(
 
     device, count = device_of(given), start.shape[1]
     rows = start.flatten(0, 1)
-    noise = painting.noise_of(given.seed, count, rows.shape[1:]).repeat(len(classes), 1, 1, 1)
+    numbers = list(range(count)) * len(classes)
     y = torch.tensor(list(classes)).repeat_interleave(count)
     parts = []
     with bar(name, len(rows), Console()) as advance:
         for first in range(0, len(rows), given.batch_size):
             some = slice(first, first + given.batch_size)
-            shown = (rows[some].to(device), noise[some].to(device), y[some].to(device))
+            shown = rows[some].to(device), y[some].to(device), numbers[some], given.seed
             parts.append(painting.painted(classifier, *shown, recipe))
             advance(len(shown[0]))
     return painting.Painting(
@@ -244,6 +247,7 @@ def told(
         "n": given.count * len(classes),
         "seed": given.seed,
         "judge": given.judge,
+        "start_judge_accuracy": None,
         "data": described,
         "painted": rows,
         "versions": {name: version_of(name) for name in ("robustguide", "torch", "numpy")},
@@ -261,8 +265,8 @@ def judged(
     y = torch.tensor(list(classes)).repeat_interleave(given.count)
     seen = []
     with torch.no_grad():
-        for rows in torch.split(x_0, given.batch_size):
-            shown = rows.to(device_of(given))
+        for first in range(0, len(x_0), given.batch_size):
+            shown = x_0[first : first + given.batch_size].to(device_of(given))
             seen.append(judge(shown, shown.new_zeros(len(shown))).argmax(-1))
     right = (torch.cat(seen).cpu() == y).double()
     low, high = wilson_limits(right.sum(), torch.tensor(float(len(y)), dtype=torch.float64))

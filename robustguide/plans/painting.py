@@ -3,9 +3,9 @@
     x_0 <- P(x_0 + step * g / |g|)        g = grad log p(y | x_0 + sigma * eps)
 
 which is targeted projected gradient ascent in an L2 ball around the start, the recipe of Santurkar
-et al. (2019) for robust classifiers of clean images, here at a noise level. eps belongs to a start
-and stays, so that a step is one of the noisy image, and levels may fall on the way. Where images
-have pixels, they stay within [-1, 1] as well.
+et al. (2019) for robust classifiers of clean images, here at a noise level, or at falling ones.
+Every step has new noise, so that what is climbed is a mean over noise: with one eps for all steps
+the ascent paints against that eps. Where images have pixels, they stay within [-1, 1] as well.
 
 Starts may be drawn from a Gaussian of the class, N(mean, covariance) of its training images:
 
@@ -93,7 +93,7 @@ class Painting:
 
     Attributes:
         x_0: Images.
-        before: log p(y | x) of the start, at the last level.
+        before: log p(y | x) of the start, at the last level, with noise that no step has seen.
         after: Of the image, with the same noise.
     """
 
@@ -106,8 +106,9 @@ class Painting:
 def painted(
     classifier: Classifier,
     start: Float[Tensor, "b c h w"],
-    noise: Float[Tensor, "b c h w"],
     y: Int[Tensor, " b"],
+    numbers: Sequence[int],
+    seed: int,
     recipe: Recipe,
 ) -> Painting:
     """Ascends log p(y | x) from every start; rows do not mix.
@@ -115,23 +116,26 @@ def painted(
     Args:
         classifier: In evaluation mode.
         start: Centres of the balls, clean.
-        noise: Unit noise, eps.
         y: Wanted classes.
+        numbers: Of the starts; rows of one number have the same noise.
+        seed: Of the noise.
         recipe: Levels, steps and sizes.
     """
     radius, step_size = recipe.sizes(start.shape[1:])
     ball = partial(L2Ball, box=(-1.0, 1.0) if start.shape[1] in PIXELS else None)
+    noise = SeededNoise(numbers, mixed(PAINT, seed))
     x_0 = start
     for level, steps in recipe.parts():
 
         def losses(moved: Tensor, rows: Tensor, level: float = level) -> tuple[Tensor, Tensor]:
-            found = log_p(classifier, moved, noise[rows], y[rows], level)
+            eps = noise.draw(start.shape[1:], start.device)
+            found = log_p(classifier, moved, eps[rows], y[rows], level)
             return found, torch.ones_like(rows, dtype=torch.bool)
 
         x_0 = pgd(losses, start, ball, steps, step_size, radius, early_stop=False, start=x_0)
-    last = recipe.levels[-1]
-    before = log_p(classifier, start, noise, y, last)
-    return Painting(x_0, before, log_p(classifier, x_0, noise, y, last))
+    last, eps = recipe.levels[-1], held_out(numbers, seed, start.shape[1:]).to(start.device)
+    before = log_p(classifier, start, eps, y, last)
+    return Painting(x_0, before, log_p(classifier, x_0, eps, y, last))
 
 
 def log_p(
@@ -142,9 +146,9 @@ def log_p(
     return Tempered()(classifier(perturb(x_0, sigma, noise), sigma), y)
 
 
-def noise_of(seed: int, count: int, shape: Sequence[int]) -> Float[Tensor, "n c h w"]:
-    """Unit noise of each start, the same for all classes and classifiers."""
-    return SeededNoise(range(count), mixed(PAINT, seed)).draw(shape)
+def held_out(numbers: Sequence[int], seed: int, shape: Sequence[int]) -> Float[Tensor, "n c h w"]:
+    """Unit noise of each start that no step has seen."""
+    return SeededNoise(numbers, mixed(PAINT, seed)).spawn("held out").draw(shape)
 
 
 def plain_starts(kind: str, seed: int, count: int, shape: Sequence[int]) -> Tensor:

@@ -25,16 +25,11 @@ def sheet(
 
 def table(document: Document) -> Table:
     """A row a classifier: log p of the wanted class before and after, and what a judge sees."""
-    rows: list[list[Cell]] = []
+    judged = accuracy(document["start_judge_accuracy"])
+    rows: list[list[Cell]] = [["start", None, None, 0.0, judged]]
     for each in document["painted"]:
-        judged = each["judge_accuracy"]
-        shown = None
-        if judged is not None:
-            low, high = judged["limits"]
-            shown = f"{judged['value']:.3f} [{low:.3f}, {high:.3f}]"
-        rows.append(
-            [each["name"], each["log_p_before"], each["log_p_after"], each["moved"], shown]
-        )
+        numbers = each["log_p_before"], each["log_p_after"], each["moved"]
+        rows.append([each["name"], *numbers, accuracy(each["judge_accuracy"])])
     n, judge = document["n"], document["judge"]
     caption = (
         f"Means over {n} images. log p: of the wanted class by the classifier that painted, in "
@@ -49,3 +44,11 @@ def table(document: Document) -> Table:
     )
     titles = ["classifier", "log p before", "after", "moved", "judged"]
     return Table(titles, rows, caption, dict.fromkeys(titles[1:4], ".3f"))
+
+
+def accuracy(judged: Mapping[str, Any] | None) -> str | None:
+    """A share with its limits."""
+    if judged is None:
+        return None
+    low, high = judged["limits"]
+    return f"{judged['value']:.3f} [{low:.3f}, {high:.3f}]"

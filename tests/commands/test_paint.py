@@ -49,15 +49,16 @@ def test_a_classifier_paints_what_it_wants_to_see(files, tmp_path, capsys):
     (row,) = found["painted"]
     network, judge = load_classifier(classifier), load_classifier(other)
     start = painting.plain_starts("noise", 0, 3, (1, 8, 8)).repeat(2, 1, 1, 1)
-    noise = painting.noise_of(0, 3, (1, 8, 8)).repeat(2, 1, 1, 1)
     y = torch.tensor([3, 3, 3, 8, 8, 8])
-    made = painting.painted(network, start, noise, y, painting.Recipe(steps=10))
+    made = painting.painted(network, start, y, [0, 1, 2] * 2, 0, painting.Recipe(steps=10))
     assert row["log_p_after"] == pytest.approx(float(made.after.mean()), abs=1e-4)
     assert torch.tensor(row["log_p"]["before"]).shape == (2, 3)
     assert row["log_p_after"] > row["log_p_before"] + 1
     seen = (judge(made.x_0, torch.zeros(6)).argmax(-1) == y).double()
     assert row["judge_accuracy"]["value"] == pytest.approx(float(seen.mean()))
     assert row["judge_accuracy"]["n"] == found["n"] == 6
+    seen = (judge(start, torch.zeros(6)).argmax(-1) == y).double()
+    assert found["start_judge_accuracy"]["value"] == pytest.approx(float(seen.mean()))
     moved = (made.x_0 - start).flatten(1).norm(dim=1)
     assert row["moved"] == pytest.approx(float(moved.mean()), rel=1e-4)
     assert [each["name"] for each in found["classes"]] == ["3", "8"]

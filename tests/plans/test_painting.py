@@ -12,7 +12,7 @@ from robustguide.plans.painting import Recipe
 
 
 class Linear(Classifier):
-    """Two classes; keeps the levels that it was asked at."""
+    """Two classes; keeps the levels and images that it was asked at."""
 
     num_classes = 2
 
@@ -20,26 +20,29 @@ class Linear(Classifier):
         super().__init__()
         weight = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
         self.weight, self.levels = nn.Parameter(weight, requires_grad=False), []
+        self.images = []
 
     def forward(self, x, sigma):
         self.levels.append(float(sigma[0]))
+        self.images.append(x.detach())
         return torch.einsum("kchw,bchw->bk", self.weight, x)
 
 
 def problem(shape=(1, 4, 4), count=3):
     generator = torch.Generator().manual_seed(1)
-    start, noise = 0.1 * torch.randn(2, count, *shape, generator=generator)
-    return Linear(shape), start, noise, torch.arange(count) % 2
+    start = 0.1 * torch.randn(count, *shape, generator=generator)
+    return Linear(shape), start, torch.arange(count) % 2, list(range(count))
 
 
 def test_a_linear_classifier_paints_the_difference_of_its_weights():
     """The gradient has one direction everywhere, so the end is where that leaves the ball."""
-    classifier, start, noise, y = problem()
+    classifier, start, y, numbers = problem()
     radius = 0.5
-    made = painting.painted(classifier, start, noise, y, Recipe((0.7,), 10, radius))
+    made = painting.painted(classifier, start, y, numbers, 0, Recipe((0.7,), 10, radius))
     toward = classifier.weight[y] - classifier.weight[1 - y]
     toward = toward / toward.flatten(1).norm(dim=1)[:, None, None, None]
-    torch.testing.assert_close(made.x_0, start + radius * toward)
+    torch.testing.assert_close(made.x_0, start + radius * toward, rtol=0, atol=1e-4)
+    noise = painting.held_out(numbers, 0, (1, 4, 4))
     x = made.x_0 + 0.7 * noise
     want = torch.einsum("kchw,bchw->bk", classifier.weight, x).log_softmax(-1)
     torch.testing.assert_close(made.after, want[torch.arange(3), y])
@@ -50,30 +53,48 @@ def test_a_linear_classifier_paints_the_difference_of_its_weights():
 
 
 def test_steps_before_the_ball_s_end_are_of_their_length():
-    classifier, start, noise, y = problem()
-    made = painting.painted(classifier, start, noise, y, Recipe((0.7,), 4, 10.0, 0.05))
+    classifier, start, y, numbers = problem()
+    made = painting.painted(classifier, start, y, numbers, 0, Recipe((0.7,), 4, 10.0, 0.05))
     moved = (made.x_0 - start).flatten(1).norm(dim=1)
     torch.testing.assert_close(moved, torch.full((3,), 0.2))
 
 
 def test_pixels_stay_in_bounds_and_latents_have_none():
     for channels, most in ((1, 1.0), (4, math.inf)):
-        classifier, start, noise, y = problem((channels, 4, 4))
+        classifier, start, y, numbers = problem((channels, 4, 4))
         classifier.weight.mul_(0.01)  # else log p is 0 before the bounds are met
-        made = painting.painted(classifier, start, noise, y, Recipe((0.1,), 50, 20.0))
+        made = painting.painted(classifier, start, y, numbers, 0, Recipe((0.1,), 50, 20.0))
         largest = float(made.x_0.abs().max())
         assert largest <= most and (channels == 1 or largest > 1)
         assert ((made.x_0 - start).flatten(1).norm(dim=1) <= 20.0 * (1 + 1e-5)).all()
 
 
 def test_levels_fall_and_share_the_steps():
-    classifier, start, noise, y = problem()
-    made = painting.painted(classifier, start, noise, y, Recipe((2.0, 1.0, 0.5), 7, 1.0))
+    classifier, start, y, numbers = problem()
+    made = painting.painted(classifier, start, y, numbers, 0, Recipe((2.0, 1.0, 0.5), 7, 1.0))
     assert classifier.levels == pytest.approx([2.0] * 3 + [1.0] * 2 + [0.5] * 2 + [0.5] * 2)
     alone = painting.painted(
-        classifier, start[1:2], noise[1:2], y[1:2], Recipe((2.0, 1.0, 0.5), 7, 1.0)
+        classifier, start[1:2], y[1:2], [1], 0, Recipe((2.0, 1.0, 0.5), 7, 1.0)
     )
     torch.testing.assert_close(alone.x_0, made.x_0[1:2])  # rows do not mix
+
+
+def test_every_step_has_new_noise_that_belongs_to_the_start():
+    """At once the same for rows of one start; unit and white over many steps."""
+    classifier, _, y, _ = problem(count=4)
+    start = torch.zeros(4, 1, 4, 4)
+    painting.painted(classifier, start, y, [0, 1, 0, 1], 3, Recipe((1.0,), 200, 1e-6))
+    steps = torch.stack(classifier.images[:200])
+    torch.testing.assert_close(steps[:, 0], steps[:, 2], atol=1e-5, rtol=0)
+    assert (steps[:, 0] - steps[:, 1]).abs().max() > 1
+    n = 200 * 2 * 16
+    values = steps[:, :2].flatten()
+    assert abs(float(values.mean())) < 4 / n**0.5
+    assert abs(float(values.square().mean()) - 1) < 4 * (2 / n) ** 0.5
+    lagged = (steps[1:, :2] * steps[:-1, :2]).mean()
+    assert abs(float(lagged)) < 4 / n**0.5
+    held = painting.held_out([0, 1], 3, (1, 4, 4))
+    assert (steps[:, :2] - held).abs().amax((2, 3, 4)).min() > 0.5
 
 
 def test_sizes_by_default():
@@ -114,7 +135,7 @@ def test_starts_belong_to_their_number_and_not_to_batches():
     assert (other - few).abs().max() > 0.1
     again, first = (
         painting.plain_starts("noise", 0, 3, (4, 2, 2)),
-        painting.noise_of(0, 3, (4, 2, 2)),
+        painting.held_out([0, 1, 2], 0, (4, 2, 2)),
     )
     assert (again - first).abs().max() > 0.1  # the start is not the noise that is added to it
     assert painting.plain_starts("noise", 0, 3, (1, 2, 2)).abs().max() <= 1

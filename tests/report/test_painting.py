@@ -17,13 +17,16 @@ def document(judged):
         "levels": [1.0, 0.5],
         "radius": 4.0,
         "judge": judged and "judge.safetensors",
+        "start_judge_accuracy": judged,
     }
 
 
 @pytest.mark.parametrize(("judged", "cell"), [(JUDGED, "0.750 [0.500, 0.900]"), (None, None)])
 def test_the_table_tells_both_ends_and_what_the_judge_sees(judged, cell):
     shown = painting.table(document(judged))
-    assert shown.rows == [["plain", -3.0, -0.01, 1.5, cell]]
+    start, plain = shown.rows
+    assert start == ["start", None, None, 0.0, cell]
+    assert plain == ["plain", -3.0, -0.01, 1.5, cell]
     assert "40 images" in shown.caption and "at sigma 0.5" in shown.caption
     assert ("needs --judge" in shown.caption) == (judged is None)
 
