@@ -117,13 +117,13 @@ def opened(
         ValueError: One looks at a denoised image, or does not fit the data.
     """
     from robustguide.guidance import AtState
-    from robustguide.plans.ranking import Grid, Parts, Setting
+    from robustguide.plans.columns import fitting
+    from robustguide.plans.ranking import Parts
 
     asked = candidates(given, data.shape, None)
     parts, found = Parts(), {}
     for each in asked:
-        setting = Setting(each, Grid(tuple(given.level)), parts)
-        setting.check(data.shape, data.class_names)
+        setting = fitting(each, given.level, data.shape, data.class_names, parts)
         readers = setting.readers
         plain = all(isinstance(reader.view, AtState) for reader in readers)
         if not plain or len(setting.classifiers) != 1 or readers[0].labels.table is not None:
@@ -147,7 +147,7 @@ def judged_by(
         return None
     from robustguide.guidance import AtState
     from robustguide.plans import columns
-    from robustguide.plans.ranking import Grid, Parts, Setting
+    from robustguide.plans.ranking import Parts
 
     word = columns.Word("judge", given.judge, None)
     asked = columns.candidate(word, None, None, [])
@@ -157,8 +157,7 @@ def judged_by(
             f"--judge {given.judge} is one of the painting classifiers, which would judge itself; "
             "give one that was trained apart."
         )
-    setting = Setting(asked, Grid((0.0,)), Parts())
-    setting.check(data.shape, data.class_names)
+    setting = columns.fitting(asked, [0.0], data.shape, data.class_names, Parts())
     assert isinstance(setting.readers[0].view, AtState)
     return setting.classifiers[0].to(device_of(given))
 

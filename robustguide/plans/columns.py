@@ -175,18 +175,42 @@ def columns(
     Raises:
         ValueError: A part cannot be built, or does not fit the data's images or classes.
     """
-    grid = Grid(tuple(levels))
     wrappers: dict[int, Denoiser] = {}
     made = []
     for each in candidates:
-        try:
-            setting = Setting(each, grid, parts)
-            setting.check(shape, class_names)
-        except ValueError as error:
-            name = "" if str(error).startswith(each.name) else f"{each.name}: "
-            raise ValueError(f"{name}{error}") from error
+        setting = fitting(each, levels, shape, class_names, parts)
         made.append(column(each, setting, levels, wrappers))
     return made
+
+
+def fitting(
+    candidate: Candidate,
+    levels: Sequence[float],
+    shape: Sequence[int],
+    class_names: Sequence[str],
+    parts: Parts,
+) -> Setting:
+    """A candidate, built, that reads the data's images and counts their classes alike.
+
+    Raises:
+        ValueError: A part cannot be built, or does not fit.
+    """
+    try:
+        setting = Setting(candidate, Grid(tuple(levels)), parts)
+        for classifier in setting.classifiers:
+            if not classifier.reads(shape):
+                own = "others" if classifier.shape is None else shown(classifier.shape)
+                raise ValueError(
+                    f"the classifier reads images of {own}, the data have {shown(shape)}; give "
+                    "data of its channels and size (--data.source.channels and "
+                    "--data.source.size, where the source has them), or a YAML whose "
+                    "`classifier` wraps it in robustguide.classifiers.Resized or Decoded."
+                )
+        setting.check(shape, class_names)
+    except ValueError as error:
+        name = "" if str(error).startswith(candidate.name) else f"{candidate.name}: "
+        raise ValueError(f"{name}{error}") from error
+    return setting
 
 
 def column(

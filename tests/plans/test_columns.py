@@ -76,7 +76,7 @@ def test_what_does_not_fit_is_refused(files, tmp_path):
     file = files / "classifier.safetensors"
     with pytest.raises(ValueError, match="a looks at the denoised image, which nobody makes"):
         made([f"a={file}@denoised"])
-    with pytest.raises(ValueError, match="a: The network cannot read the data's images"):
+    with pytest.raises(ValueError, match="a: the classifier reads images of 1 x 8 x 8, the data"):
         made([f"a={file}"], shape=(3, 8, 8))
     with pytest.raises(ValueError, match="a: the classifier knows 10 classes, the data have 3"):
         made([f"a={file}"], names=list("012"))
