@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,11 @@ from robustguide.report.page import (
 Document = Mapping[str, Any]
 HOW_TO_READ = (
     "Each row is one noise level, each column one direction, and each tile has its own scale: "
-    "compare patterns, not strengths. Red raises the log-probability where the pixel gets "
-    "brighter, blue where it gets darker; of colour images, grey changes nothing. Strokes or "
-    "outlines of the class mean that the classifier answers to what people see (its gradients are "
-    "perceptually aligned); speckle means that it answers to single pixels. At low noise an image "
-    "that already shows the class leaves little to gain, and tiles are noisy for that reason too: "
+    "compare patterns, not strengths. Where a tile is red a brighter pixel raises the "
+    "log-probability, where it is blue a darker one does; of colour images, grey changes nothing. "
+    "Strokes or outlines of the class mean that the classifier answers to what people see (its "
+    "gradients are perceptually aligned); speckle means that it answers to single pixels. At low "
+    "noise an image that already shows the class leaves little to gain, whatever the tile shows: "
     "look at the norm."
 )
 
@@ -52,6 +52,35 @@ def table(document: Document) -> Table:
             )
     titles = ["direction", "sigma", "norm", "cosine", "neighbour", "low share"]
     return Table(titles, rows, caption(document), {"norm": ".3g"})
+
+
+def compared(document: Document) -> Table:
+    """A row a direction but the first, and level: what it has more, image by image."""
+    first, *others = document["directions"]
+    rows: list[list[Cell]] = []
+    for each in others:
+        found = each["minus_first"]
+        for place, level in enumerate(document["levels"]):
+            keys = ("cosine", "neighbour", "low_share")
+            cells = [interval(found[key][place], ".3f") for key in keys]
+            norm = interval(found["norm"][place], ".3g", math.exp)
+            rows.append([each["name"], f"{level:g}", norm, *cells])
+    titles = ["direction", "sigma", "norm, times", "cosine", "neighbour", "low share"]
+    about = (
+        f"Against {first['name']} on the same images and noises, with 95 % intervals: the ratio "
+        "of the norms (geometric mean) and differences of means."
+    )
+    return Table(titles, rows, about)
+
+
+def interval(
+    found: Mapping[str, Any], form: str, scale: Callable[[float], float] = float
+) -> str | None:
+    """A mean with its limits."""
+    if found["value"] is None or found["limits"] is None:
+        return None
+    value, low, high = (format(scale(x), form) for x in (found["value"], *found["limits"]))
+    return f"{value} [{low}, {high}]"
 
 
 def mean(found: Mapping[str, Any]) -> str | None:
@@ -155,13 +184,13 @@ def write(document: Document, drawn: Figure, path: Path) -> Path:
     about = heading(document)
     blocks: Sequence[Block] = [
         Paragraph(
-            f"What {', '.join(names)} would add to an image at {len(levels)} noise levels, "
+            f"What {together(names)} would add to an image at {len(levels)} noise levels, "
             f"sigma {levels[0]:g} to {levels[-1]:g}."
         ),
         Picture(
             drawn,
             f"The noisy image and the {about}: a row a noise level, a column each for "
-            f"{', '.join(names)}.",
+            f"{together(names)}.",
             about[0].upper() + about[1:] + ".",
         ),
         Paragraph(HOW_TO_READ),
@@ -172,11 +201,18 @@ def write(document: Document, drawn: Figure, path: Path) -> Path:
             "The neighbour's cosine stands at the lower of its two levels.",
         ),
         table(document),
+        *([compared(document)] if len(names) > 1 else []),
         Heading("How it was measured"),
         *(Listing(each["name"], listed(each)) for each in document["directions"]),
         Listing("versions", "\n".join(f"{k} {v}" for k, v in document["versions"].items())),
     ]
     return write_page(path, "robustguide: gradient atlas", blocks)
+
+
+def together(names: Sequence[str]) -> str:
+    """Names in a sentence."""
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def listed(direction: Document) -> str:

@@ -32,7 +32,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 GREY = "#666666"
 TEXT, SMALL = 9, 8  # points
 LINE, GAP, LARGEST = 0.22, 0.05, 1.15  # inches: a line of text, between tiles, a tile at most
-LETTER, LETTERS = 0.065, 0.14  # inches: a small letter, a further line of small letters
+LETTER, LETTERS = 0.06, 0.14  # inches: a small letter, a further line of small letters
 
 
 def curves(
@@ -338,8 +338,15 @@ def _room(names: Iterable[str]) -> float:
 
 def _folded(titles: Sequence[str], pitch: float) -> list[str]:
     """Titles broken into lines that are no wider than a tile."""
-    letters = max(4, int((min(pitch, LARGEST) - GAP) / LETTER))
-    return ["\n".join(textwrap.wrap(words(title), letters)) for title in titles]
+    letters = max(4, int(min(pitch, LARGEST) / LETTER))
+    return [folded(words(title), letters) for title in titles]
+
+
+def folded(title: str, letters: int) -> str:
+    """Lines of at most so many letters, broken at a slash, too."""
+    if len(title) <= letters:
+        return title
+    return "\n".join(textwrap.wrap(title.replace("/", "/ "), letters, break_on_hyphens=False))
 
 
 def _header(titles: Sequence[str]) -> float:

@@ -31,8 +31,20 @@ def document(names=("plain", "robust"), has_direction=True):
             "neighbour": [estimate(0.5), estimate(None)],
             "low_share": [estimate(0.125)] * 2,
         }
+        more = {
+            "norm": [estimate(math.log(2), 0.0)] * 2,
+            "cosine": [estimate(0.125)] * 2,
+            "neighbour": [estimate(-0.5), estimate(None)],
+            "low_share": [estimate(0.0)] * 2,
+        }
         directions.append(
-            {"name": name, "digest": "d", "asked": {"a": "<b>"}, "measured": measured}
+            {
+                "minus_first": more,
+                "name": name,
+                "digest": "d",
+                "asked": {"a": "<b>"},
+                "measured": measured,
+            }
         )
     return {
         "levels": LEVELS,
@@ -64,6 +76,14 @@ def test_the_table_has_a_row_a_direction_and_level():
     assert shown.rows[4][3] is None and shown.rows[1][4] is None
     assert "20 test images" in shown.caption and "white noise has 0.140" in shown.caption
     assert "needs a --denoiser" in atlas.table(document(has_direction=False)).caption
+
+
+def test_directions_are_compared_with_the_first():
+    shown = atlas.compared(document())
+    assert [row[0] for row in shown.rows] == ["robust"] * 2 + ["classifier-free"] * 2
+    assert shown.rows[0][2:4] == ["2 [2, 2]", "0.125 [0.105, 0.145]"]
+    assert shown.rows[0][4] == "-0.500 [-0.520, -0.480]" and shown.rows[1][4] is None
+    assert "Against plain" in shown.caption
 
 
 def test_curves_have_bands_and_the_level_of_white_noise():
@@ -131,7 +151,7 @@ def test_the_page_in_a_browser(tmp_path, width, scheme):
     path = atlas.write(document(), atlas.picture(*drawn(), document()), tmp_path / "a.html")
     with browser() as opened, page(opened, path, width, color_scheme=scheme) as shown:
         assert shown.locator("h1").inner_text() == "robustguide: gradient atlas"
-        assert shown.locator("table tbody tr").count() == 6
+        assert shown.locator("table").first.locator("tbody tr").count() == 6
         shown.locator("summary").first.focus()
         shown.keyboard.press("Enter")
         assert shown.locator("details[open] pre").count() == 1
