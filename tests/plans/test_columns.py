@@ -72,6 +72,18 @@ def test_files_yamls_and_views_become_terms_that_share_networks(files, tmp_path)
     assert b.clip(0) == 1.0
 
 
+def test_a_configuration_brings_its_own_denoiser_and_view(files, tmp_path):
+    config = tiny.generation(files / "denoiser.safetensors")
+    term = tiny.guided(files / "classifier.safetensors")
+    term["init_args"]["term"]["init_args"]["view"] = tiny.spec("guidance.AtDenoised")
+    config["model"]["init_args"]["guidance"] = {"robust": term}
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    (column,) = made([f"mine={file}"])
+    assert column.name == "mine" and type(column.terms[0].view) is AtDenoised
+    assert column.denoiser is not None and column.clip(0) == 1.0
+
+
 def test_what_does_not_fit_is_refused(files, tmp_path):
     file = files / "classifier.safetensors"
     with pytest.raises(ValueError, match="a looks at the denoised image, which nobody makes"):
