@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,24 +62,21 @@ def compared(document: Document) -> Table:
         found = each["minus_first"]
         for place, level in enumerate(document["levels"]):
             keys = ("cosine", "neighbour", "low_share")
-            cells = [interval(found[key][place], ".3f") for key in keys]
-            norm = interval(found["norm"][place], ".3g", math.exp)
-            rows.append([each["name"], f"{level:g}", norm, *cells])
+            cells = [mean(found[key][place]) for key in keys]
+            rows.append([each["name"], f"{level:g}", ratio(found["norm"][place]), *cells])
     titles = ["direction", "sigma", "norm, times", "cosine", "neighbour", "low share"]
     about = (
-        f"Against {first['name']} on the same images and noises, with 95 % intervals: the ratio "
-        "of the norms (geometric mean) and differences of means."
+        f"Against {first['name']} on the same images and noises: the ratio of the norms "
+        "(geometric mean, with its 95 % interval) and differences ± one standard error."
     )
     return Table(titles, rows, about)
 
 
-def interval(
-    found: Mapping[str, Any], form: str, scale: Callable[[float], float] = float
-) -> str | None:
-    """A mean with its limits."""
+def ratio(found: Mapping[str, Any]) -> str | None:
+    """Of a mean of logarithms, with its limits."""
     if found["value"] is None or found["limits"] is None:
         return None
-    value, low, high = (format(scale(x), form) for x in (found["value"], *found["limits"]))
+    value, low, high = (f"{math.exp(x):.3g}" for x in (found["value"], *found["limits"]))
     return f"{value} [{low}, {high}]"
 
 

@@ -81,8 +81,8 @@ def test_the_table_has_a_row_a_direction_and_level():
 def test_directions_are_compared_with_the_first():
     shown = atlas.compared(document())
     assert [row[0] for row in shown.rows] == ["robust"] * 2 + ["classifier-free"] * 2
-    assert shown.rows[0][2:4] == ["2 [2, 2]", "0.125 [0.105, 0.145]"]
-    assert shown.rows[0][4] == "-0.500 [-0.520, -0.480]" and shown.rows[1][4] is None
+    assert shown.rows[0][2:4] == ["2 [2, 2]", "0.125 ± 0.010"]
+    assert shown.rows[0][4] == "-0.500 ± 0.010" and shown.rows[1][4] is None
     assert "Against plain" in shown.caption
 
 
