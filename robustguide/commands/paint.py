@@ -117,6 +117,7 @@ def opened(
         ValueError: One looks at a denoised image, or does not fit the data.
     """
     from robustguide.guidance import AtState
+    from robustguide.guidance.fit import check_gradient
     from robustguide.plans.columns import fitting
     from robustguide.plans.ranking import Parts
 
@@ -124,6 +125,8 @@ def opened(
     parts, found = Parts(), {}
     for each in asked:
         setting = fitting(each, given.level, data.shape, data.class_names, parts)
+        for classifier in setting.classifiers:
+            check_gradient(each.name, classifier, data.shape)
         readers = setting.readers
         plain = all(isinstance(reader.view, AtState) for reader in readers)
         if not plain or len(setting.classifiers) != 1 or readers[0].labels.table is not None:

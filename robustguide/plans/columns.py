@@ -18,7 +18,7 @@ import yaml
 
 from robustguide.denoisers import Unconditional
 from robustguide.guidance import ClassifierFree, ClassifierGuidance, Guidance
-from robustguide.guidance.fit import check_names, shown
+from robustguide.guidance.fit import check_gradient, check_names, shown
 from robustguide.interfaces import Denoiser
 from robustguide.plans.candidates import Candidate, Look, of_checkpoint, of_config
 from robustguide.plans.ranking import Grid, Parts, Setting
@@ -173,12 +173,15 @@ def columns(
     """The candidates' directions; networks that several name are built once.
 
     Raises:
-        ValueError: A part cannot be built, or does not fit the data's images or classes.
+        ValueError: A part cannot be built, does not fit the data's images or classes, or has no
+            gradient.
     """
     wrappers: dict[int, Denoiser] = {}
     made = []
     for each in candidates:
         setting = fitting(each, levels, shape, class_names, parts)
+        for classifier in setting.classifiers:
+            check_gradient(each.name, classifier, shape)
         made.append(column(each, setting, levels, wrappers))
     return made
 

@@ -1,13 +1,19 @@
 """What the words of a command line mean, and what does not fit the data."""
 
+import sys
+import types
+
+import latent
 import pytest
 import tiny
+import torch
 import yaml
 from oracles import ExactDenoiser, plane
 
 from robustguide.checkpoints import build, export
 from robustguide.guidance import AtDenoised, AtState
-from robustguide.plans import columns
+from robustguide.interfaces import Classifier
+from robustguide.plans import atlas, columns
 from robustguide.plans.columns import Word
 from robustguide.plans.ranking import Parts
 
@@ -84,6 +90,29 @@ def test_a_configuration_brings_its_own_denoiser_and_view(files, tmp_path):
     assert column.denoiser is not None and column.clip(0) == 1.0
 
 
+def test_a_classifier_of_images_is_differentiated_at_latents(tmp_path):
+    said = tiny.spec(
+        "classifiers.Decoded", classifier=tiny.classifier(), codec=latent.codec_spec()
+    )
+    file = tmp_path / "decoded.yaml"
+    file.write_text(yaml.safe_dump({"classifier": said}))
+    (column,) = made([f"a={file}"], shape=latent.LATENTS)
+    classifier = column.terms[0].classifier
+    for parameter in classifier.classifier.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)  # the last layer is 0 at first
+    x = latent.images(3, latent.LATENTS).requires_grad_()
+    y = torch.tensor([0, 4, 9])
+    found = atlas.gradients([column], 0, LEVELS[0], x.detach(), y)["a"]
+    sigma = torch.full((3,), LEVELS[0])
+    logits = classifier.classifier(classifier.codec.decode(x), sigma)
+    log_p = logits.log_softmax(-1)[torch.arange(3), y]
+    (want,) = torch.autograd.grad(log_p.sum(), x)
+    assert want.abs().amax((1, 2, 3)).min() > 0
+    torch.testing.assert_close(found, want)
+    with pytest.raises(ValueError, match=r"a: the classifier reads images of .* have 1 x 8 x 8"):
+        made([f"a={file}"])
+
+
 def test_what_does_not_fit_is_refused(files, tmp_path):
     file = files / "classifier.safetensors"
     with pytest.raises(ValueError, match="a looks at the denoised image, which nobody makes"):
@@ -99,6 +128,23 @@ def test_what_does_not_fit_is_refused(files, tmp_path):
     nothing.write_text("model: {class_path: a.B}")
     with pytest.raises(ValueError, match="leave out @denoised"):
         made([f"a={nothing}@denoised"], files / "denoiser.safetensors")
+
+
+class Blind(Classifier):
+    """Its graph ends before the image."""
+
+    num_classes = 10
+
+    def forward(self, x, sigma):
+        return x.detach().flatten(1)[:, :10]
+
+
+def test_a_classifier_without_a_gradient_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "blind", types.SimpleNamespace(Blind=Blind))
+    file = tmp_path / "blind.yaml"
+    file.write_text(yaml.safe_dump({"classifier": {"class_path": "blind.Blind"}}))
+    with pytest.raises(ValueError, match=r"a needs a gradient of the classifier \(Blind\)"):
+        made([f"a={file}"])
 
 
 def test_a_denoiser_must_fit_and_know_labels():
