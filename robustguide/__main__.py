@@ -22,6 +22,8 @@ HELPERS = {
     "convert": "rewrite a published checkpoint as safetensors",
     "prepare": "images as shards, resized once by a named recipe; or whether shards are whole",
     "encode": "write the latents of a data set as shards",
+    "atlas": "what the gradients of classifiers look like, by noise level",
+    "paint": "images that a classifier makes alone, without a diffusion model",
     "rank": "classifiers in the order of calibration and cost, before any is sampled with",
     "score": "numbers of samples by a named protocol, with intervals",
     "compare": "whether two scores differ by more than their seeds",

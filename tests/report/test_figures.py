@@ -136,6 +136,15 @@ def test_grid_comparison_has_a_row_a_method_and_a_column_a_seed():
         grid_comparison({**methods, "plain_guided": methods["plain_guided"][:2]})
 
 
+def test_long_titles_are_folded_where_columns_are_narrow():
+    images = torch.zeros(10, 1, 4, 4)
+    names = ["T-shirt/top", "Pullover", "Ankle boot", *"3456789"]
+    assert texts(grid_comparison({"a": images}, names))[:3] == [
+        *("T-shirt/\ntop", "Pullover", "Ankle\nboot")
+    ]
+    assert texts(grid_comparison({"a": images[:2]}, names[:2]))[:2] == names[:2]
+
+
 def test_gradient_panel_shows_the_pattern_of_each_gradient_alone():
     gradient = torch.tensor([[1.0, -1.0], [0.0, 0.5]])[None, None]
     panel = gradient_panel(
