@@ -1,0 +1,527 @@
+"""What run folders tell, as far as it is there and of a form that is known.
+
+Everything is taken from `results.json` and the files beside it once, here: what is cut, of another
+form or not finite becomes a note, and the sections of a report see clean data alone.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int, UInt8
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from robustguide.metrics import Reliability
+
+RESULTS, SAMPLES, FRAMES = "results.json", "samples.safetensors", "frames.safetensors"
+UNGUIDED = "unguided"
+# of a number: what chance and the run make of it; all else defines what the number is
+NOT_DEFINING = {
+    *("value", "n", "interval", "limits", "replicates", "standard_error", "sampling_error"),
+    *("resamples", "rank_deficient", "biased", "warning", "shown", "lower_is_better"),
+}
+SPLITS = {"fit": "validation", "validate": "validation"}
+
+
+@dataclass(frozen=True)
+class Number:
+    """A metric of a run.
+
+    Attributes:
+        name: Its key, such as "frechet/digits_features".
+        value: Null where it could not be measured.
+        interval: Its 95% limits, where they are known.
+        n: How many images or rows it is of.
+        shown: Its name with protocol and n, where it has one, such as "FD-1k@digits_features".
+        definition: All that decides what is measured, as text by key; numbers of two runs compare
+            where these and n agree.
+        lower_is_better: Where that is known.
+        warning: Of the run itself.
+    """
+
+    name: str
+    value: float | None
+    interval: tuple[float, float] | None = None
+    n: int | None = None
+    shown: str = ""
+    definition: tuple[tuple[str, str], ...] = ()
+    lower_is_better: bool | None = None
+    warning: str = ""
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """What two numbers have in common that may stand in one column."""
+        return self.name, self.shown, self.n, self.definition
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Quantities by noise level.
+
+    Attributes:
+        sigma: The levels.
+        series: Values by name, as many; NaN where nothing was measured.
+    """
+
+    sigma: tuple[float, ...]
+    series: Mapping[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images of a generation.
+
+    Attributes:
+        pixels: Bytes.
+        pairs: Number (the seed) and label of each.
+    """
+
+    pixels: UInt8[Tensor, "n c h w"]
+    pairs: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Images at some steps of sampling, as `robustguide.callbacks.Frames` keeps them.
+
+    Attributes:
+        tensors: By the names that its file has.
+        pairs: Number (the seed) and label of each image.
+    """
+
+    tensors: Mapping[str, Tensor]
+    pairs: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Bins:
+    """The table of reliability diagrams."""
+
+    sigma: tuple[float, ...]
+    reliability: Reliability
+
+
+@dataclass(frozen=True)
+class Term:
+    """A term of guidance.
+
+    Attributes:
+        name: Its key in the configuration.
+        kind: Class of the innermost term.
+        scale: What multiplies it; as text where it is a list, null where it has none.
+    """
+
+    name: str
+    kind: str
+    scale: float | str | None
+
+    def __str__(self) -> str:
+        if self.scale is None:
+            return f"{self.name} ({self.kind})"
+        scale = self.scale if isinstance(self.scale, str) else f"{self.scale:g}"
+        return f"{self.name} ({self.kind}) scale {scale}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder.
+
+    Attributes:
+        name: Its folder's, with as much of the path as tells it from the others.
+        folder: As it was given.
+        facts: `run` of its results: stage, configuration, versions, commit, digests.
+        metrics: By name.
+        curves: By name.
+        reliability: By name.
+        cost: Numbers by name.
+        samples: The first images, where seeds and labels are known.
+        frames: Images on the way.
+        notes: What is missing or could not be read.
+    """
+
+    name: str
+    folder: Path
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Number] = field(default_factory=dict)
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    reliability: Mapping[str, Bins] = field(default_factory=dict)
+    cost: Mapping[str, float] = field(default_factory=dict)
+    samples: Samples | None = None
+    frames: Frames | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def stage(self) -> str:
+        """Such as "test"."""
+        return str(self.facts.get("stage") or "")
+
+    @property
+    def split(self) -> str:
+        """Of what was measured."""
+        return SPLITS.get(self.stage, self.stage)
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Resolved; empty where none is kept."""
+        return mapping(self.facts.get("config"))
+
+    @property
+    def module(self) -> str:
+        """Class of the module, such as "Generation"."""
+        return leaf(mapping(self.config.get("model")))
+
+    @property
+    def is_generation(self) -> bool:
+        """Whether it sampled images."""
+        return "denoiser_evaluations" in self.cost
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """Of its guidance."""
+        guidance = mapping(arguments(self.config, "model").get("guidance"))
+        return tuple(term_of(name, mapping(node)) for name, node in sorted(guidance.items()))
+
+    @property
+    def method(self) -> str:
+        """Names of the terms of a generation, otherwise the module."""
+        if not self.is_generation:
+            return self.module
+        return " + ".join(term.name for term in self.terms) or UNGUIDED
+
+    @property
+    def sampler(self) -> str:
+        """Sampler and its steps, where it has one."""
+        sampler = mapping(arguments(self.config, "model").get("sampler"))
+        grid = mapping(mapping(sampler.get("init_args")).get("grid"))
+        given = mapping(grid.get("init_args"))
+        steps = given.get("steps", given.get("spacing"))
+        return leaf(sampler) + (f", {steps} steps" if isinstance(steps, int | str) else "")
+
+    @property
+    def seeds(self) -> str:
+        """First and last number of the images that were made, otherwise the seed of the run."""
+        data = arguments(self.config, "data")
+        first, count = whole_number(data.get("first")), whole_number(data.get("count"))
+        if self.is_generation and first is not None and count:
+            return f"{first} to {first + count - 1}"
+        seed = self.facts.get("seed")
+        return "" if seed is None else str(seed)
+
+    @property
+    def n(self) -> int | None:
+        """Images or rows that it measured; of a generation, images that it made."""
+        count = whole_number(arguments(self.config, "data").get("count"))
+        if self.is_generation and count is not None:
+            return count
+        return max((each.n for each in self.metrics.values() if each.n is not None), default=None)
+
+
+def find(paths: Sequence[str | Path]) -> dict[str, Path]:
+    """Run folders by their names: those given, or all below a folder that is none.
+
+    Raises:
+        FileNotFoundError: When a path is not there, or no run is below it.
+    """
+    folders: list[Path] = []
+    for given in map(Path, paths):
+        if not given.is_dir():
+            raise FileNotFoundError(
+                f"{given} is no folder; give run folders of robustguide test, validate or fit, "
+                "or a folder that holds some."
+            )
+        below = sorted(path.parent for path in given.rglob(RESULTS))
+        alone = [given] if given in below and not is_collection(given) else []
+        found = alone or [folder for folder in below if not is_collection(folder)]
+        if not found:
+            raise FileNotFoundError(
+                f"There is no {RESULTS} in {given} or below it; a run of robustguide test, "
+                "validate or fit leaves one when it ends."
+            )
+        folders += found
+    return named(list({folder.resolve(): folder for folder in folders}.values()))
+
+
+def is_collection(folder: Path) -> bool:
+    """Whether its results are those of several runs below it, as a demo's are."""
+    try:
+        found = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False  # told when it is read
+    return isinstance(found, dict) and "run" not in found and {"methods", "runs"} <= found.keys()
+
+
+def named(folders: Sequence[Path]) -> dict[str, Path]:
+    """Each folder by the end of its path that no other has."""
+    parts = [folder.resolve().parts for folder in folders]
+    names = {}
+    for own, folder in zip(parts, folders, strict=True):
+        length = 1
+        while length < len(own) and sum(o[-length:] == own[-length:] for o in parts) > 1:
+            length += 1
+        names["/".join(own[-length:])] = folder
+    return names
+
+
+def read_all(paths: Sequence[str | Path]) -> list[Run]:
+    """The runs, see `find`."""
+    return [read(folder, name) for name, folder in find(paths).items()]
+
+
+def read(folder: Path, name: str = "") -> Run:
+    """A run, whatever is left of it; what is missing is noted."""
+    name = name or folder.resolve().name
+    try:
+        found = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        return Run(name, folder, notes=(f"{RESULTS} cannot be read ({first_line(error)}).",))
+    if not isinstance(found, dict) or not isinstance(found.get("run"), dict):
+        note = f"{RESULTS} does not tell what was run: it is of an older form, or another program's."
+        return Run(name, folder, notes=(note,))
+    notes: list[str] = []
+    for part in ("metrics", "curves", "cost"):
+        if not isinstance(found.get(part), dict):
+            notes.append(f"{RESULTS} has no {part}.")
+    facts, curves = found["run"], mapping(found.get("curves"))
+    kept = {key: curve for key in curves if (curve := curve_of(curves[key])) is not None}
+    cost = {key: value for key, each in mapping(found.get("cost")).items() if (value := number(each)) is not None}
+    run = Run(name, folder, facts, curves=kept, cost=cost)
+    metrics = {}
+    for key, each in mapping(found.get("metrics")).items():
+        if (metric := number_of(key, each, run)) is not None:
+            metrics[key] = metric
+    notes += [f"Curve {key!r} is of no known form." for key in curves.keys() - kept.keys()]
+    unknown = mapping(found.get("metrics")).keys() - metrics.keys()
+    notes += [f"Metric {key!r} is of no known form." for key in sorted(unknown)]
+    tables = mapping(found.get("reliability"))
+    bins = {key: table for key in tables if (table := bins_of(tables[key])) is not None}
+    samples, frames = samples_of(run, notes), frames_of(folder, notes)
+    return Run(name, folder, facts, metrics, kept, bins, cost, samples, frames, tuple(notes))
+
+
+def number_of(name: str, told: Any, run: Run) -> Number | None:
+    """A metric; null where it has no value that is a number or null."""
+    if not isinstance(told, dict) or "value" not in told or isinstance(told["value"], bool):
+        return None
+    value = number(told["value"])
+    if value is None and not isinstance(told["value"], str | None):
+        return None
+    limits = numbers(told.get("interval", told.get("limits")))
+    better = told.get("lower_is_better")
+    return Number(
+        name,
+        value,
+        interval=(limits[0], limits[1]) if limits and len(limits) == 2 else None,
+        n=whole_number(told.get("n")),
+        shown=str(told.get("shown") or ""),
+        definition=definition_of(name, told, run),
+        lower_is_better=better if isinstance(better, bool) else None,
+        warning=str(told.get("warning") or ""),
+    )
+
+
+def definition_of(name: str, told: Mapping[str, Any], run: Run) -> tuple[tuple[str, str], ...]:
+    """What decides what a metric measures: its own facts, the images, the judge and the grid."""
+    facts = {key: value for key, value in told.items() if key not in NOT_DEFINING}
+    facts["split"] = run.split
+    if "reference" in facts:  # where its file lies decides nothing
+        reference = mapping(facts["reference"])
+        facts["reference"] = {key: reference[key] for key in reference if key != "file"}
+    else:
+        facts["data"] = data_of(run)
+    if name == "class_accuracy" and "extractor" not in facts:
+        facts["judge"] = judge_of(run)
+    if "grid" not in facts and (grid := grid_of(name, run.curves)) is not None:
+        facts["grid"] = list(grid)
+    return tuple((key, text_of(key, facts[key])) for key in sorted(facts))
+
+
+def data_of(run: Run) -> Any:
+    """The images that were measured, without how many at a time."""
+    data = arguments(run.config, "data")
+    if run.is_generation:
+        return {"num_classes": data.get("num_classes"), "labels": data.get("labels")}
+    return {"source": data.get("source"), "limit": data.get("eval_limit")}
+
+
+def judge_of(run: Run) -> str:
+    """Digest of the classifier that judged, or what the configuration tells of it."""
+    callbacks = arguments(run.config, "trainer") or mapping(run.config.get("trainer"))
+    for callback in callbacks.get("callbacks") or ():
+        if leaf(mapping(callback)) == "ClassAccuracy":
+            judge = mapping(mapping(mapping(callback).get("init_args")).get("judge"))
+            path = mapping(judge.get("init_args")).get("path")
+            digest = mapping(run.facts.get("checkpoints")).get(path)
+            return str(digest) if digest else json.dumps(judge, sort_keys=True)
+    return "unknown"
+
+
+def grid_of(name: str, curves: Mapping[str, Curve]) -> tuple[float, ...] | None:
+    """Noise levels of the curve that a metric is the mean of, where it is one."""
+    for key, curve in curves.items():
+        prefix = "" if key == "classifier" else f"{key}_"
+        own = name.removeprefix(prefix).removeprefix("integral_")
+        if name.startswith(prefix) and own in curve.series and key != name:
+            return curve.sigma
+    return None
+
+
+def text_of(key: str, value: Any) -> str:
+    """A fact as text; a digest and a long grid by their beginnings and ends."""
+    if key == "grid" and (levels := numbers(value)):
+        every = ", ".join(f"{level:.4g}" for level in levels)
+        return f"{len(levels)} levels: {every}"
+    if isinstance(value, str | int | float):
+        return str(value)
+    return json.dumps(value, sort_keys=True)
+
+
+def curve_of(told: Any) -> Curve | None:
+    """A curve; null where its levels or series are not what they should be."""
+    sigma = numbers(mapping(told).get("sigma"))
+    if not sigma:
+        return None
+    series = {}
+    for key, values in mapping(told).items():
+        if key != "sigma" and isinstance(values, list) and len(values) == len(sigma):
+            series[key] = tuple(math.nan if (v := number(x)) is None else v for x in values)
+    return Curve(sigma, series)
+
+
+def bins_of(told: Any) -> Bins | None:
+    """A table of reliability diagrams."""
+    sigma = numbers(mapping(told).get("sigma"))
+    rows = [mapping(told).get(key) for key in ("count", "confidence", "correct")]
+    try:
+        sums = torch.tensor(rows, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    if not sigma or sums.dim() != 3 or sums.shape[1] != len(sigma) or not sums.shape[2]:
+        return None
+    return Bins(sigma, Reliability(sums))
+
+
+def samples_of(run: Run, notes: list[str]) -> Samples | None:
+    """The first images with their seeds and labels; without them nothing can be paired."""
+    tensors = tensors_in(run.folder / SAMPLES, notes)
+    if not tensors:
+        return None
+    pixels = tensors.get("pixels")
+    if pixels is None or pixels.dim() != 4 or pixels.dtype != torch.uint8:
+        notes.append(f"{SAMPLES} holds no images.")
+        return None
+    pairs = pairs_in(tensors, len(pixels)) or pairs_of_configuration(run, len(pixels))
+    if pairs is None:
+        notes.append(f"{SAMPLES} does not tell seeds and labels, so its images are not compared.")
+        return None
+    return Samples(pixels, pairs)
+
+
+def pairs_in(tensors: Mapping[str, Tensor], count: int) -> tuple[tuple[int, int], ...] | None:
+    """Seeds and labels that a file holds."""
+    index, y = tensors.get("index"), tensors.get("y")
+    if index is None or y is None or not index.shape == y.shape == (count,):
+        return None
+    return tuple(zip(index.long().tolist(), y.long().tolist(), strict=True))
+
+
+def pairs_of_configuration(run: Run, count: int) -> tuple[tuple[int, int], ...] | None:
+    """Those of files that do not hold them: the first numbers, each class in turn."""
+    data = arguments(run.config, "data")
+    first, classes = whole_number(data.get("first")), whole_number(data.get("num_classes"))
+    is_plain = leaf(mapping(run.config.get("data"))) == "SeedData" and data.get("labels") is None
+    if not is_plain or first is None or not classes or run.facts.get("world_size") != 1:
+        return None
+    return tuple((index, index % classes) for index in range(first, first + count))
+
+
+def frames_of(folder: Path, notes: list[str]) -> Frames | None:
+    """Images on the way, where a run kept some and the file is whole."""
+    tensors = tensors_in(folder / FRAMES, notes)
+    if not tensors:
+        return None
+    images = [tensors.get(name) for name in ("x", "denoised", "displacement")]
+    pairs = pairs_in(tensors, len(tensors["index"]) if "index" in tensors else 0)
+    sigma = tensors.get("sigma")
+    shapes = {each.shape[:2] for each in images if each is not None and each.dim() == 5}
+    if None in images or sigma is None or not pairs or shapes != {(len(pairs), len(sigma))}:
+        notes.append(f"{FRAMES} is of no known form.")
+        return None
+    return Frames(tensors, pairs)
+
+
+def tensors_in(file: Path, notes: list[str]) -> dict[str, Tensor]:
+    """Tensors of a file; none where it is not there or broken."""
+    if not file.is_file():
+        return {}
+    try:
+        return load_file(file)
+    except (OSError, ValueError, SafetensorError) as error:
+        notes.append(f"{file.name} cannot be read ({first_line(error)}).")
+        return {}
+
+
+def term_of(name: str, node: Mapping[str, Any]) -> Term:
+    """A term, with the product of the scales around it."""
+    scale: float | str | None = None
+    while "term" in (given := mapping(node.get("init_args"))):
+        own = given.get("scale")
+        if own is None and (weight := number(given.get("weight"))) is not None:
+            own = weight - 1
+        if leaf(node) == "Scaled" and own is not None:
+            factor = number(own)
+            known = factor is not None and not isinstance(scale, str)
+            scale = factor * (scale or 1.0) if known else str(own)  # type: ignore[operator]
+        node = mapping(given["term"])
+    return Term(name, leaf(node), scale)
+
+
+def leaf(node: Mapping[str, Any]) -> str:
+    """Name of a class in a configuration."""
+    return str(node.get("class_path") or "").rpartition(".")[2]
+
+
+def arguments(config: Mapping[str, Any], part: str) -> Mapping[str, Any]:
+    """Arguments of the model or the data of a configuration."""
+    return mapping(mapping(config.get(part)).get("init_args"))
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """A dict as it is, nothing of anything else."""
+    return value if isinstance(value, dict) else {}
+
+
+def number(value: Any) -> float | None:
+    """A finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def whole_number(value: Any) -> int | None:
+    """A whole number of at least 0."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def numbers(value: Any) -> tuple[float, ...] | None:
+    """A list of finite numbers."""
+    if not isinstance(value, list):
+        return None
+    found = tuple(each for each in map(number, value) if each is not None)
+    return found if len(found) == len(value) else None
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without what it quotes."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def by_line(runs: Sequence[Run], size: int) -> Iterator[Sequence[Run]]:
+    """Runs in groups of at most so many."""
+    for first in range(0, len(runs), size):
+        yield runs[first : first + size]
