@@ -212,12 +212,12 @@ def trajectory(
     sheet = _Sheet(len(names), len(levels), header=LINE, margin=_room(names))
     for row, name in enumerate(names):
         sheet.name(name, row)
-    states, clean = _pixels(_coloured(x)), _pixels(_coloured(denoised))
+    states, clean = _pixels(coloured(x)), _pixels(coloured(denoised))
     for column, sigma in enumerate(levels):
         sheet.title(_name(sigma), 0, column)
         sheet.tile(states[column], 0, column)
         sheet.tile(clean[column], 1, column)
-        sheet.tile(_signed(_coloured(displacement)[column]), 2, column, colours="RdBu_r")
+        sheet.tile(_signed(coloured(displacement)[column]), 2, column, colours="RdBu_r")
     return sheet.figure
 
 
@@ -366,8 +366,9 @@ def words(name: str) -> str:
 
 
 def plain_text(text: str) -> str:
-    """A text in which nothing is read as mathematics or left out of a legend."""
-    return text.replace("$", r"\$").lstrip("_") or "unnamed"
+    """A text for figures, in which nothing is mathematics and nothing hides it from a legend."""
+    shown = "".join(each if each.isprintable() else "?" for each in text).replace("_", " ").strip()
+    return shown.replace("$", r"\$") or "unnamed"
 
 
 def margin_names(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
@@ -406,7 +407,7 @@ def _pixels(images: Float[Tensor, "n c h w"]) -> NDArray[np.float64]:
     return scaled.clamp(0, 1).permute(0, 2, 3, 1).numpy()
 
 
-def _coloured(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+def coloured(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
     """Images that can be drawn: of two channels the first, of four the first three."""
     channels = images.shape[1]
     return images if channels in (1, 3) else images[:, : 3 if channels > 3 else 1]

@@ -6,18 +6,19 @@ form or not finite becomes a note, and the sections of a report see clean data a
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from robustguide.metrics import Reliability
+from robustguide.report import figures
 
 RESULTS, SAMPLES, FRAMES = "results.json", "samples.safetensors", "frames.safetensors"
 UNGUIDED = "unguided"
@@ -281,7 +282,9 @@ def read(folder: Path, name: str = "") -> Run:
     except (OSError, ValueError, RecursionError) as error:
         return Run(name, folder, notes=(f"{RESULTS} cannot be read ({first_line(error)}).",))
     if not isinstance(found, dict) or not isinstance(found.get("run"), dict):
-        note = f"{RESULTS} does not tell what was run: it is of an older form, or another program's."
+        note = (
+            f"{RESULTS} does not tell what was run: it is of an older form, or another program's."
+        )
         return Run(name, folder, notes=(note,))
     notes: list[str] = []
     for part in ("metrics", "curves", "cost"):
@@ -289,7 +292,8 @@ def read(folder: Path, name: str = "") -> Run:
             notes.append(f"{RESULTS} has no {part}.")
     facts, curves = found["run"], mapping(found.get("curves"))
     kept = {key: curve for key in curves if (curve := curve_of(curves[key])) is not None}
-    cost = {key: value for key, each in mapping(found.get("cost")).items() if (value := number(each)) is not None}
+    told = {key: number(each) for key, each in mapping(found.get("cost")).items()}
+    cost = {key: value for key, value in told.items() if value is not None}
     run = Run(name, folder, facts, curves=kept, cost=cost)
     metrics = {}
     for key, each in mapping(found.get("metrics")).items():
@@ -351,11 +355,11 @@ def data_of(run: Run) -> Any:
 
 def judge_of(run: Run) -> str:
     """Digest of the classifier that judged, or what the configuration tells of it."""
-    callbacks = arguments(run.config, "trainer") or mapping(run.config.get("trainer"))
-    for callback in callbacks.get("callbacks") or ():
+    callbacks = mapping(run.config.get("trainer")).get("callbacks")
+    for callback in callbacks if isinstance(callbacks, list) else ():
         if leaf(mapping(callback)) == "ClassAccuracy":
             judge = mapping(mapping(mapping(callback).get("init_args")).get("judge"))
-            path = mapping(judge.get("init_args")).get("path")
+            path = str(mapping(judge.get("init_args")).get("path"))
             digest = mapping(run.facts.get("checkpoints")).get(path)
             return str(digest) if digest else json.dumps(judge, sort_keys=True)
     return "unknown"
@@ -372,10 +376,13 @@ def grid_of(name: str, curves: Mapping[str, Curve]) -> tuple[float, ...] | None:
 
 
 def text_of(key: str, value: Any) -> str:
-    """A fact as text; a digest and a long grid by their beginnings and ends."""
+    """A fact as text, on which depends whether two runs measured the same."""
     if key == "grid" and (levels := numbers(value)):
-        every = ", ".join(f"{level:.4g}" for level in levels)
+        every = ", ".join(f"{level:.6g}" for level in levels)
         return f"{len(levels)} levels: {every}"
+    if isinstance(value, dict):
+        known = {each: value[each] for each in value if value[each] is not None}
+        return ", ".join(f"{each} {text_of('', known[each])}" for each in sorted(known))
     if isinstance(value, str | int | float):
         return str(value)
     return json.dumps(value, sort_keys=True)
@@ -399,7 +406,7 @@ def bins_of(told: Any) -> Bins | None:
     rows = [mapping(told).get(key) for key in ("count", "confidence", "correct")]
     try:
         sums = torch.tensor(rows, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         return None
     if not sigma or sums.dim() != 3 or sums.shape[1] != len(sigma) or not sums.shape[2]:
         return None
@@ -412,7 +419,7 @@ def samples_of(run: Run, notes: list[str]) -> Samples | None:
     if not tensors:
         return None
     pixels = tensors.get("pixels")
-    if pixels is None or pixels.dim() != 4 or pixels.dtype != torch.uint8:
+    if pixels is None or pixels.dim() != 4 or pixels.dtype != torch.uint8 or not pixels.numel():
         notes.append(f"{SAMPLES} holds no images.")
         return None
     pairs = pairs_in(tensors, len(pixels)) or pairs_of_configuration(run, len(pixels))
@@ -500,7 +507,11 @@ def number(value: Any) -> float | None:
     """A finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if math.isfinite(value) else None
+    try:
+        found = float(value)
+    except OverflowError:  # a whole number beyond float64
+        return None
+    return found if math.isfinite(found) else None
 
 
 def whole_number(value: Any) -> int | None:
@@ -521,7 +532,16 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def by_line(runs: Sequence[Run], size: int) -> Iterator[Sequence[Run]]:
-    """Runs in groups of at most so many."""
-    for first in range(0, len(runs), size):
-        yield runs[first : first + size]
+def labels(runs: Sequence[Run], longest: int = 20) -> dict[str, str]:
+    """A short text for each run by its name, for figures; no two are the same."""
+    found: dict[str, str] = {}
+    for run in runs:
+        text, turn = figures.plain_text(run.name), 2
+        half = (longest - 1) // 2
+        if len(text) > longest:
+            text = f"{text[:half]}…{text[-half:]}"
+        own = text
+        while own in found.values():
+            own, turn = f"{text} ({turn})", turn + 1
+        found[run.name] = own
+    return found
