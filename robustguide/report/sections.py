@@ -112,7 +112,7 @@ def overview(runs: Sequence[Run]) -> Table:
                 run.name,
                 run.stage or None,
                 run.method or None,
-                "\n".join(map(str, run.terms)) or None,
+                "; ".join(map(str, run.terms)) or None,
                 run.sampler or None,
                 run.n,
                 run.seeds or None,
