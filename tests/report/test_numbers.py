@@ -1,6 +1,7 @@
 """A column is one quantity, and its cells are the runs' own numbers."""
 
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -94,7 +95,6 @@ def test_quality_against_cost_shows_each_run_at_its_place(made):
 
 
 def test_names_beside_points_do_not_overlap(made):
-    written = {f"run_{i}": reported.generation(3.0 + 1e-3 * i, half=0) for i in range(0)}
     written = {f"run{i}": reported.generation(3.0 + 1e-3 * i) for i in range(12)}
     (picture,) = numbers.quality_cost(made(**written))
     figure = picture.source
@@ -104,5 +104,5 @@ def test_names_beside_points_do_not_overlap(made):
         (text.get_window_extent(renderer) for text in figure.axes[0].texts), key=lambda b: b.y0
     )
     assert len(boxes) == 12
-    assert all(low.y1 <= high.y0 + 1 for low, high in zip(boxes, boxes[1:], strict=False))
+    assert all(low.y1 <= high.y0 + 1 for low, high in pairwise(boxes))
     assert boxes[0].y0 >= 0 and boxes[-1].y1 <= figure.bbox.height
