@@ -7,9 +7,9 @@ form or not finite becomes a note, and the sections of a report see clean data a
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import UInt8
@@ -22,11 +22,13 @@ from robustguide.report import figures
 
 RESULTS, SAMPLES, FRAMES = "results.json", "samples.safetensors", "frames.safetensors"
 UNGUIDED = "unguided"
+PARTS = ("metrics", "curves", "cost")  # that any results have
 # of a number: what chance and the run make of it; all else defines what the number is
 NOT_DEFINING = {
     *("value", "n", "interval", "limits", "replicates", "standard_error", "sampling_error"),
     *("resamples", "rank_deficient", "biased", "warning", "shown", "lower_is_better"),
 }
+T = TypeVar("T")
 SPLITS = {"fit": "validation", "validate": "validation"}
 
 
@@ -282,30 +284,30 @@ def read(folder: Path, name: str = "") -> Run:
     except (OSError, ValueError, RecursionError) as error:
         return Run(name, folder, notes=(f"{RESULTS} cannot be read ({first_line(error)}).",))
     if not isinstance(found, dict) or not isinstance(found.get("run"), dict):
-        note = (
-            f"{RESULTS} does not tell what was run: it is of an older form, or another program's."
-        )
+        note = f"{RESULTS} does not tell what was run: of an older form, or another program's."
         return Run(name, folder, notes=(note,))
-    notes: list[str] = []
-    for part in ("metrics", "curves", "cost"):
-        if not isinstance(found.get(part), dict):
-            notes.append(f"{RESULTS} has no {part}.")
-    facts, curves = found["run"], mapping(found.get("curves"))
-    kept = {key: curve for key in curves if (curve := curve_of(curves[key])) is not None}
-    told = {key: number(each) for key, each in mapping(found.get("cost")).items()}
-    cost = {key: value for key, value in told.items() if value is not None}
-    run = Run(name, folder, facts, curves=kept, cost=cost)
-    metrics = {}
-    for key, each in mapping(found.get("metrics")).items():
-        if (metric := number_of(key, each, run)) is not None:
-            metrics[key] = metric
-    notes += [f"Curve {key!r} is of no known form." for key in curves.keys() - kept.keys()]
-    unknown = mapping(found.get("metrics")).keys() - metrics.keys()
-    notes += [f"Metric {key!r} is of no known form." for key in sorted(unknown)]
-    tables = mapping(found.get("reliability"))
-    bins = {key: table for key in tables if (table := bins_of(tables[key])) is not None}
+    return told(name, folder, found)
+
+
+def told(name: str, folder: Path, found: Mapping[str, Any]) -> Run:
+    """A run by the document that it left, and by the files beside it."""
+    parts = {key: mapping(found.get(key)) for key in ("metrics", "curves", "cost", "reliability")}
+    notes = [f"{RESULTS} has no {key}." for key in PARTS if not isinstance(found.get(key), dict)]
+    curves = known({key: curve_of(each) for key, each in parts["curves"].items()})
+    cost = known({key: number(each) for key, each in parts["cost"].items()})
+    bins = known({key: bins_of(each) for key, each in parts["reliability"].items()})
+    run = Run(name, folder, found["run"], curves=curves, cost=cost, reliability=bins)
+    metrics = known({key: number_of(key, each, run) for key, each in parts["metrics"].items()})
+    for part, kept in (("metrics", metrics), ("curves", curves), ("reliability", bins)):
+        lost = sorted(parts[part].keys() - kept.keys())
+        notes += [f"{key!r} in {part} is of no known form." for key in lost]
     samples, frames = samples_of(run, notes), frames_of(folder, notes)
-    return Run(name, folder, facts, metrics, kept, bins, cost, samples, frames, tuple(notes))
+    return replace(run, metrics=metrics, samples=samples, frames=frames, notes=tuple(notes))
+
+
+def known(found: Mapping[str, T | None]) -> dict[str, T]:
+    """Without what is not known."""
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def number_of(name: str, told: Any, run: Run) -> Number | None:
@@ -452,14 +454,19 @@ def frames_of(folder: Path, notes: list[str]) -> Frames | None:
     tensors = tensors_in(folder / FRAMES, notes)
     if not tensors:
         return None
-    images = [tensors.get(name) for name in ("x", "denoised", "displacement")]
-    pairs = pairs_in(tensors, len(tensors["index"]) if "index" in tensors else 0)
-    sigma = tensors.get("sigma")
-    shapes = {each.shape[:2] for each in images if each is not None and each.dim() == 5}
-    if None in images or sigma is None or not pairs or shapes != {(len(pairs), len(sigma))}:
+    images = [tensors[name] for name in ("x", "denoised", "displacement") if name in tensors]
+    index, sigma = tensors.get("index"), tensors.get("sigma", torch.empty(0))
+    pairs = pairs_in(tensors, 0 if index is None else index.numel()) or ()
+    size = (len(pairs), sigma.numel())
+    if len(images) < 3 or 0 in size or sigma.dim() != 1 or not all(has(i, size) for i in images):
         notes.append(f"{FRAMES} is of no known form.")
         return None
     return Frames(tensors, pairs)
+
+
+def has(images: Tensor, size: tuple[int, int]) -> bool:
+    """Whether there are so many images at so many steps."""
+    return images.dim() == 5 and images.numel() > 0 and tuple(images.shape[:2]) == size
 
 
 def tensors_in(file: Path, notes: list[str]) -> dict[str, Tensor]:

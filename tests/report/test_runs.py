@@ -85,7 +85,7 @@ def test_what_is_no_number_is_no_number(tmp_path):
     assert found.metrics["huge"].value is None and found.metrics["huge"].interval is None
     assert found.metrics.keys() == {"frechet/toy", "huge"}
     assert found.curves["a"].series.keys() == {"ece"} and "b" not in found.curves
-    assert len([note for note in found.notes if "no known form" in note]) == 4
+    assert len([note for note in found.notes if "no known form" in note]) == 5
     assert "trajectory" not in found.reliability
 
 
