@@ -379,7 +379,7 @@ def margin_names(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None
         points: Name and place of each.
     """
     low, high = axes.get_ylim()
-    gap = 0.036 * (high - low)
+    gap = 0.042 * (high - low)
     ordered = sorted(points, key=lambda point: point[2])
     places: list[float] = []
     for _, _, y in ordered:
@@ -397,7 +397,7 @@ def margin_names(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None
             fontsize=SMALL - 1,
             va="center",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": "#cccccc", "linewidth": 0.4},
+            arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.5},
         )
 
 

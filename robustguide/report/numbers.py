@@ -1,5 +1,6 @@
 """Metrics of several runs: tables in which a column is one quantity, and quality against cost."""
 
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TypeVar
 
@@ -9,7 +10,7 @@ from matplotlib.figure import Figure
 
 from robustguide.report import figures
 from robustguide.report.ablation import TITLES, title
-from robustguide.report.page import Block, Heading, Paragraph, Picture, Table
+from robustguide.report.page import Block, Definitions, Heading, Paragraph, Picture, Table
 from robustguide.report.runs import Number, Run, labels
 
 DISTANCES = ("frechet", "fid", "fd", "sfid")
@@ -17,13 +18,13 @@ FIRST = (*DISTANCES, "class_accuracy", "accuracy", "robust_accuracy", "integral_
 WORDS = {" ece": " ECE", "nll": "NLL", "brier": "Brier score"}
 CAPTION = (
     "Value, and the limits of its 95% interval where the run has them. Numbers of different "
-    "protocols, references, data, attacks, grids or n have columns of their own; the next table "
-    "tells what each is."
+    "protocols, references, data, attacks, grids or n have columns of their own."
 )
 COST = (
     "{what}, lower is better, against the rows given to denoisers for one image, those that "
     "guidance asks for included; evaluations of classifiers are not. Bars are 95% intervals."
 )
+DIGEST = re.compile(r"\b[0-9a-f]{40,}\b")
 K = TypeVar("K", bound=Hashable)
 
 
@@ -88,14 +89,25 @@ def values(runs: Sequence[Run], found: Mapping[Number, str]) -> Table:
     return Table(["run", *found.values()], rows, CAPTION)
 
 
-def definitions(found: Mapping[Number, str]) -> Table:
-    """A row a column of the table before."""
-    rows = []
+def definitions(found: Mapping[Number, str]) -> Definitions:
+    """What the columns of a table are: first what all have in common, then each."""
+    common = set.intersection(*(set(column.definition) for column in found))
+    entries = {}
+    if len(found) > 1 and common:
+        entries[f"all {len(found)}"] = worded(sorted(common))
     for column, name in found.items():
-        better = {True: "lower", False: "higher", None: ""}[column.lower_is_better]
-        told = "; ".join(f"{key}: {text}" for key, text in column.definition if text)
-        rows.append([name, column.n, better, told])
-    return Table(["number", "n", "better", "defined by"], rows, "What the numbers are.")
+        better = {True: "lower is better", False: "higher is better", None: ""}
+        first = [f"n {column.n:,}"] if column.n is not None else []
+        own = [each for each in column.definition if len(found) == 1 or each not in common]
+        parts = [*first, better[column.lower_is_better], worded(own)]
+        entries[name] = "; ".join(part for part in parts if part)
+    return Definitions("What these numbers are", entries)
+
+
+def worded(facts: Sequence[tuple[str, str]]) -> str:
+    """Facts in a line; of a long digest the beginning."""
+    text = "; ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts if value)
+    return DIGEST.sub(lambda found: found[0][:12], text)
 
 
 def cell(number: Number) -> str | None:
@@ -137,18 +149,17 @@ def points(group: Sequence[tuple[Run, Number]], what: str) -> Figure:
     axes = figure.subplots()
     names = labels([run for run, _ in group], 26)
     named = []
-    for run, number in group:
+    for index, (run, number) in enumerate(group):
         x, y = evaluations(run), number.value
         assert y is not None
         low, high = number.interval or (y, y)
         bar = [[max(y - low, 0)], [max(high - y, 0)]]
-        guided = bool(run.terms)
         axes.errorbar(
             [x],
             [y],
             yerr=bar,
-            color=figures.COLOURS[guided],
-            marker=figures.MARKERS[guided],
+            color=figures.COLOURS[index % len(figures.COLOURS)],
+            marker=figures.MARKERS[index % len(figures.MARKERS)],
             markersize=4.5,
             capsize=2.5,
             linewidth=1,

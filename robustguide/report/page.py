@@ -114,6 +114,28 @@ class Listing(Block):
 
 
 @dataclass(frozen=True)
+class Definitions(Block):
+    """What names mean, folded away under a title.
+
+    Attributes:
+        title: Of all.
+        entries: Text by name.
+    """
+
+    title: str
+    entries: Mapping[str, str]
+
+    def html(self) -> str:
+        """A `dl` in `details`."""
+        pairs = (
+            f"<dt>{escape(k)}</dt><dd>{escape(text)}</dd>" for k, text in self.entries.items()
+        )
+        listed = "\n".join(pairs)
+        summary = f"<summary>{escape(self.title)}</summary>"
+        return f"<details>{summary}\n<dl>\n{listed}\n</dl>\n</details>"
+
+
+@dataclass(frozen=True)
 class Table(Block):
     """Rows whose first cell names them; columns of numbers are aligned at the right.
 

@@ -383,8 +383,11 @@ def text_of(key: str, value: Any) -> str:
         every = ", ".join(f"{level:.6g}" for level in levels)
         return f"{len(levels)} levels: {every}"
     if isinstance(value, dict):
-        known = {each: value[each] for each in value if value[each] is not None}
-        return ", ".join(f"{each} {text_of('', known[each])}" for each in sorted(known))
+        inner = {each: value[each] for each in sorted(value) if value[each] is not None}
+        words = ", ".join(f"{each} {text_of('', inner[each])}" for each in inner)
+        if "class_path" not in inner:
+            return words
+        return f"{inner['class_path']} ({text_of('', inner.get('init_args') or {})})"
     if isinstance(value, str | int | float):
         return str(value)
     return json.dumps(value, sort_keys=True)

@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import reported
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from robustguide.report import numbers
 from robustguide.report.page import Table
@@ -26,25 +27,27 @@ def tables(blocks):
 
 def test_cells_are_the_numbers_of_the_runs(made):
     found = made(a=reported.generation(1.23456789), b=reported.generation(0.5))
-    values, told = tables(numbers.tables(found))
+    _, values, told = numbers.tables(found)
     assert list(values.columns) == ["run", "FD-1000@toy"]
     for row, value in zip(values.rows, (1.23456789, 0.5), strict=True):
         cells = [float(each) for each in re.findall(r"[\d.]+", row[1])]
         np.testing.assert_allclose(cells, [value, value - 0.5, value + 0.5], rtol=5e-4, atol=1e-9)
-    ((name, n, better, defined),) = told.rows
-    assert (name, n, better) == ("FD-1000@toy", 1000, "lower")
-    assert "extractor: toy@1" in defined and "digest 836a" in defined and "0.5" not in defined
+    ((name, text),) = told.entries.items()
+    assert name == "FD-1000@toy" and text.startswith("n 1,000; lower is better; extractor toy@1")
+    assert "digest 836a" in text and "interval" not in text and "replicates" not in text
 
 
 def test_another_reference_has_a_column_of_its_own(made):
     other = {"metrics": {"frechet/toy": {"reference": {"digest": "other"}}}}
     found = made(a=reported.generation(1.0), b=reported.generation(2.0, **other))
-    values, told = tables(numbers.tables(found))
+    _, values, told = numbers.tables(found)
     assert list(values.columns) == ["run", "FD-1000@toy (1)", "FD-1000@toy (2)"]
     first, second = values.rows
     assert first[2] is None and second[1] is None
     assert first[1].startswith("1 ") and second[2].startswith("2 ")
-    assert "digest 836a" in told.rows[0][3] and "digest other" in told.rows[1][3]
+    common, one, other = told.entries.values()
+    assert "extractor toy@1" in common and "digest" not in common
+    assert "digest 836a" in one and "digest other" in other and "toy@1" not in one + other
     assert numbers.quality_cost(found) == []  # nothing to compare
 
 
@@ -54,7 +57,7 @@ def test_runs_of_another_kind_have_another_table(made):
         b=reported.classification(0.123),
         c=reported.classification(run={"stage": "fit"}),
     )
-    first, _, second, _, third, _ = tables(numbers.tables(found))
+    first, second, third = tables(numbers.tables(found))
     assert [[row[0] for row in table.rows] for table in (first, second, third)] == [
         ["a"],
         ["b"],
@@ -98,8 +101,9 @@ def test_names_beside_points_do_not_overlap(made):
     written = {f"run{i}": reported.generation(3.0 + 1e-3 * i) for i in range(12)}
     (picture,) = numbers.quality_cost(made(**written))
     figure = picture.source
-    figure.canvas.draw()
-    renderer = figure.canvas.get_renderer()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
     boxes = sorted(
         (text.get_window_extent(renderer) for text in figure.axes[0].texts), key=lambda b: b.y0
     )
