@@ -108,13 +108,13 @@ def classification(accuracy=0.75, *, attack="L2, radius 1", **changes):
     return tiny.merged(found, copy.deepcopy(changes))
 
 
-def leave(folder, results, pixels=None, **tensors):
-    """Writes a run folder; pixels are values of whole images, by their seeds."""
+def leave(folder, results, greys=None, **tensors):
+    """Writes a run folder; greys are values of whole images, by their seeds."""
     folder.mkdir(parents=True)
     (folder / "results.json").write_text(json.dumps(results))
-    if pixels is not None:
-        index = torch.tensor(list(pixels))
-        images = torch.tensor(list(pixels.values()), dtype=torch.uint8)
+    if greys is not None:
+        index = torch.tensor(list(greys))
+        images = torch.tensor(list(greys.values()), dtype=torch.uint8)
         images = images[:, None, None, None].repeat(1, 1, 4, 4)
         kept = {"pixels": images, "index": index, "y": index % 3} | tensors
         save_file(kept, folder / "samples.safetensors")

@@ -221,7 +221,7 @@ def trajectory(
     return sheet.figure
 
 
-def reduced(images: Float[Tensor, "n c h w"], side: int) -> Float[Tensor, "n c h w"]:
+def reduced(images: Float[Tensor, "n c h w"], side: int) -> Float[Tensor, "n c height width"]:
     """Images of at most `side` pixels, antialiased; smaller ones as they are."""
     largest = max(images.shape[-2:])
     if largest <= side:
@@ -407,7 +407,7 @@ def _pixels(images: Float[Tensor, "n c h w"]) -> NDArray[np.float64]:
     return scaled.clamp(0, 1).permute(0, 2, 3, 1).numpy()
 
 
-def coloured(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+def coloured(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n colours h w"]:
     """Images that can be drawn: of two channels the first, of four the first three."""
     channels = images.shape[1]
     return images if channels in (1, 3) else images[:, : 3 if channels > 3 else 1]

@@ -56,7 +56,8 @@ def sharing(runs: Sequence[Run]) -> Iterator[tuple[list[Run], list[tuple[int, in
     """Runs that share pairs of seed and label, with the pairs; each run once."""
     left = list(runs)
     while left:
-        alike, rest = [], []
+        alike: list[Run] = []
+        rest: list[Run] = []
         common: set[tuple[int, int]] = set()
         for run in left:
             assert run.samples is not None

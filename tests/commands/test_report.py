@@ -52,7 +52,7 @@ def test_help_has_examples_and_exit_codes(capsys):
 
 def callbacks(runs):
     judge = tiny.loaded("classifier", runs / "classifier/classifier.safetensors")
-    features = {"name": "tiny_features", "classifier": judge}
+    features = {"name": "tiny_features", "network": judge}
     extractor = tiny.spec("metrics.ClassifierFeatures", **features)
     return [
         tiny.spec("callbacks.Quality", extractor=extractor),

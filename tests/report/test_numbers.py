@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import reported
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 
 from robustguide.report import numbers
 from robustguide.report.page import Table
@@ -105,7 +106,8 @@ def test_names_beside_points_do_not_overlap(made):
     canvas.draw()
     renderer = canvas.get_renderer()
     boxes = sorted(
-        (text.get_window_extent(renderer) for text in figure.axes[0].texts), key=lambda b: b.y0
+        (Text.get_window_extent(text, renderer) for text in figure.axes[0].texts),
+        key=lambda b: b.y0,
     )
     assert len(boxes) == 12
     assert all(low.y1 <= high.y0 + 1 for low, high in pairwise(boxes))

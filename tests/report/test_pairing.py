@@ -11,10 +11,10 @@ from robustguide.report.runs import read
 
 @pytest.fixture
 def made(tmp_path):
-    def make(name, pixels, scale=None, **tensors):
+    def make(name, greys, scale=None, **tensors):
         guidance = None if scale is None else {"robust": reported.scaled(scale)}
         written = reported.generation(guidance=guidance)
-        return read(reported.leave(tmp_path / name, written, pixels, **tensors))
+        return read(reported.leave(tmp_path / name, written, greys, **tensors))
 
     return make
 

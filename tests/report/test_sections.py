@@ -55,7 +55,7 @@ def test_the_page_has_the_facts_of_the_runs(tmp_path):
     ]
     listed = reader.texts("pre")
     assert "robustguide test --config" in listed[0] and "aa" * 32 in listed[0]
-    assert reader.texts("summary") == ["a", "b"]
+    assert reader.texts("summary") == ["What these numbers are", "a", "b"]
 
 
 def test_figures_are_cut_at_eight_and_the_others_told(tmp_path):
