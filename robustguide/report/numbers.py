@@ -34,7 +34,7 @@ def tables(runs: Sequence[Run]) -> list[Block]:
     for run in runs:
         if run.metrics:
             kinds.setdefault((run.module, run.split), []).append(run)
-    blocks: list[Block] = []
+    blocks: list[Block] = [Paragraph(CAPTION)] if kinds else []
     for (module, split), group in kinds.items():
         found = columns(group)
         blocks.append(Heading(f"{module or 'Runs'}, {split or 'unknown split'}", level=3))
@@ -86,7 +86,7 @@ def values(runs: Sequence[Run], found: Mapping[Number, str]) -> Table:
     for run in runs:
         own = {each.identity: cell(each) for each in run.metrics.values()}
         rows.append([run.name, *(own.get(column.identity) for column in found)])
-    return Table(["run", *found.values()], rows, CAPTION)
+    return Table(["run", *found.values()], rows)
 
 
 def definitions(found: Mapping[Number, str]) -> Definitions:

@@ -117,7 +117,7 @@ def overview(runs: Sequence[Run]) -> Table:
                 run.n,
                 run.seeds or None,
                 None if "seconds" not in run.cost else f"{run.cost['seconds']:.1f}",
-                text(run.facts.get("ended")),
+                (text(run.facts.get("ended")) or "")[:16].replace("T", " ") or None,
                 text(version),
                 (text(commit) or "")[:8] or None,
             ]
@@ -172,8 +172,8 @@ def trajectory(run: Run, frames: Frames, pair: tuple[int, int] | None) -> Pictur
     figure = figures.trajectory(x, denoised / 127.5 - 1, displacement, sigma)
     what = f"{run.name}, seed {pair[0]}, label {pair[1]}"
     caption = (
-        f"{what}. State at unit variance, predicted clean image, and what guidance adds to it, "
-        "each on a scale of its own: grey is 0."
+        f"{what}. State at unit variance, predicted clean image, and what guidance adds to it: "
+        "each on a scale of its own, 0 being white in one channel and grey in three."
     )
     return Picture(figure, f"Sampling from noise to image: {what}.", caption)
 

@@ -28,7 +28,7 @@ def tables(blocks):
 
 def test_cells_are_the_numbers_of_the_runs(made):
     found = made(a=reported.generation(1.23456789), b=reported.generation(0.5))
-    _, values, told = numbers.tables(found)
+    _, _, values, told = numbers.tables(found)
     assert list(values.columns) == ["run", "FD-1000@toy"]
     for row, value in zip(values.rows, (1.23456789, 0.5), strict=True):
         cells = [float(each) for each in re.findall(r"[\d.]+", row[1])]
@@ -41,7 +41,7 @@ def test_cells_are_the_numbers_of_the_runs(made):
 def test_another_reference_has_a_column_of_its_own(made):
     other = {"metrics": {"frechet/toy": {"reference": {"digest": "other"}}}}
     found = made(a=reported.generation(1.0), b=reported.generation(2.0, **other))
-    _, values, told = numbers.tables(found)
+    _, _, values, told = numbers.tables(found)
     assert list(values.columns) == ["run", "FD-1000@toy (1)", "FD-1000@toy (2)"]
     first, second = values.rows
     assert first[2] is None and second[1] is None
