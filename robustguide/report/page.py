@@ -48,7 +48,8 @@ MISSING = "—"
 # A number as callers write it: 1,024  -0.5  2e-05  84%  3.2 s  0.94 ± 0.01  0.9 [0.8, 1.0]
 ONE = r"[+-]?[\d,]*\.?\d+(e[+-]?\d+)?"
 SPREAD, UNIT = rf"( ?± ?{ONE})?( ?\[{ONE}, {ONE}\])?", r"( ?%| [a-zA-Z]{1,3})?"
-NUMBER = re.compile(rf"{ONE}{SPREAD}{UNIT}|{MISSING}|")
+DATE = r"\d{4}-\d\d-\d\d( \d\d:\d\d)?"  # is not broken either
+NUMBER = re.compile(rf"{ONE}{SPREAD}{UNIT}|{DATE}|{MISSING}|")
 
 
 class Block(ABC):

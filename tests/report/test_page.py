@@ -114,7 +114,19 @@ def test_numbers_are_formatted_and_aligned(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["1,024", "-0.5", "+.5", "2e-05", "84%", "3.2 s", "0.94 ± 0.01", "0.9 [0.8, 1]", "—"]
+    "text",
+    [
+        "1,024",
+        "-0.5",
+        "+.5",
+        "2e-05",
+        "84%",
+        "3.2 s",
+        "0.94 ± 0.01",
+        "0.9 [0.8, 1]",
+        "2026-01-02 03:04",
+        "—",
+    ],
 )
 def test_what_is_a_number(text):
     assert page.is_number(text)
