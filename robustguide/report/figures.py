@@ -192,7 +192,7 @@ def gradient_panel(
 
 def trajectory(
     x: Float[Tensor, "s c h w"],
-    denoised: Float[Tensor, "s c h w"],
+    denoised: Float[Tensor, "s colours height width"],
     displacement: Float[Tensor, "s c h w"],
     sigmas: Values,
 ) -> Figure:
