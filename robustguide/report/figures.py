@@ -346,7 +346,8 @@ class _Sheet:
     def name(self, text: str, row: int) -> None:
         """Writes on the left of a row."""
         x, y = self._left(0) - 0.1, self._top(row) + (self.pitch - GAP) / 2
-        self.axes.text(x, y, words(text), fontsize=TEXT, ha="right", va="center")
+        size = TEXT if text.count("\n") < 2 else SMALL - 1  # as high as a row may be
+        self.axes.text(x, y, words(text), fontsize=size, ha="right", va="center")
 
     def _left(self, column: int) -> float:
         return self.left + column * self.pitch + GAP / 2

@@ -1,12 +1,11 @@
 """The same seeds and labels in several runs, side by side: seed by method by scale."""
 
-import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from robustguide.report import figures
 from robustguide.report.page import Picture
-from robustguide.report.runs import Run, Samples, arguments, labels, leaf, mapping
+from robustguide.report.runs import Run, Samples, Term, arguments, labels, leaf, mapping
 
 COLUMNS, ROWS = 10, 12  # images at most in a figure
 SIDE = 64  # pixels of an image that the page keeps
@@ -73,16 +72,15 @@ def sharing(runs: Sequence[Run]) -> Iterator[tuple[list[Run], list[tuple[int, in
 
 def picture(runs: Sequence[Run], pairs: Sequence[tuple[int, int]], shared: int) -> Picture:
     """A row a run, a column a pair of seed and label."""
-    short, rows = labels(runs, 3 * LETTERS), {}
+    short, rows = labels(runs, 2 * LETTERS), {}
+    scales = {run.name: ", ".join(map(shown, run.terms)) for run in runs}
     for run in runs:
         assert run.samples is not None
         where = {pair: row for row, pair in enumerate(run.samples.pairs)}
         pixels = run.samples.pixels[[where[pair] for pair in pairs]]
         images = figures.coloured(figures.reduced(pixels.float() / 127.5 - 1, SIDE))
-        scales = [str(term.scale) for term in run.terms if isinstance(term.scale, str)]
-        scales += [f"{term.scale:g}" for term in run.terms if isinstance(term.scale, float)]
-        name = "\n".join(textwrap.wrap(short[run.name], LETTERS))
-        rows[name + (f"\nscale {', '.join(scales)}" if scales else "")] = images
+        scale = scales[run.name] if len(set(scales.values())) > 1 else ""
+        rows[in_two(short[run.name]) + (f"\nscale {scale}" if scale else "")] = images
     titles = [figures.plain_text(str(y)) for _, y in pairs]
     seeds = ", ".join(f"{index} ({y})" for index, y in pairs)
     alt = (
@@ -95,3 +93,19 @@ def picture(runs: Sequence[Run], pairs: Sequence[tuple[int, int]], shared: int) 
     if shared > len(pairs):
         caption += f" The runs share {shared - len(pairs)} pairs more."
     return Picture(figures.grid_comparison(rows, titles), alt, caption)
+
+
+def shown(term: Term) -> str:
+    """The scale of a term; without one it is 1."""
+    scale = 1.0 if term.scale is None else term.scale
+    return figures.plain_text(scale) if isinstance(scale, str) else f"{scale:g}"
+
+
+def in_two(name: str) -> str:
+    """A name in one line, or in two of about the same length."""
+    if len(name) <= LETTERS:
+        return name
+    spaces = [place for place, letter in enumerate(name) if letter == " "]
+    middle = len(name) // 2
+    cut = min(spaces, key=lambda place: abs(place - middle), default=middle)
+    return f"{name[:cut]}\n{name[cut:].lstrip()}"

@@ -78,3 +78,20 @@ def test_large_images_are_made_smaller(made):
     (picture,), _ = pairing.pictures([made("large", {0: 0}, pixels=pixels)])
     (image,) = picture.source.axes[0].images
     assert np.asarray(image.get_array()).shape == (64, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("short", "short"),
+        ("18 steps of Heun with churn", "18 steps of\nHeun with churn"),
+        ("without" * 4, "without" * 2 + "\n" + "without" * 2),
+    ],
+)
+def test_long_names_have_two_lines(name, lines):
+    assert pairing.in_two(name) == lines
+
+
+def test_a_scale_that_all_have_is_not_repeated(made):
+    (picture,), _ = pairing.pictures([made("a", {0: 1}, 4.0), made("b", {0: 2}, 4.0)])
+    assert names(picture) == ["0", "a", "b"]
