@@ -16,6 +16,7 @@ TRAINER_COMMANDS = {
 HELPERS = {
     "demo": "the main job on digits, from nothing to a report",
     "ablate": "several configurations on the same seeds, in one table with intervals",
+    "report": "one offline page about any runs",
     "doctor": "versions, devices, threads, data sets and weights found",
     "cards": "published checkpoints that are known, and which are here",
     "fetch": "download a published checkpoint",

@@ -205,6 +205,49 @@ def gradient_panel(
     return sheet.figure
 
 
+def trajectory(
+    x: Float[Tensor, "s c h w"],
+    denoised: Float[Tensor, "s colours height width"],
+    displacement: Float[Tensor, "s c h w"],
+    sigmas: Values,
+) -> Figure:
+    """One image on its way: a column a step; state, predicted clean image and guidance below.
+
+    Each displacement has its own scale, see `gradient_panel`; one that is 0 is grey. Of latents,
+    the first three channels of state and displacement are drawn.
+
+    Args:
+        x: State at unit variance.
+        denoised: Predicted clean image in [-1, 1].
+        displacement: Of the clean image, by guidance.
+        sigmas: Noise level of each step.
+    """
+    levels = numbers_of(sigmas)
+    names = ("state", "predicted", "guidance")
+    sheet = _Sheet(len(names), len(levels), header=LINE, margin=_room(names))
+    for row, name in enumerate(names):
+        sheet.name(name, row)
+    states, clean = _pixels(coloured(x)), _pixels(coloured(denoised))
+    for column, sigma in enumerate(levels):
+        sheet.title(_name(sigma), 0, column)
+        sheet.tile(states[column], 0, column)
+        sheet.tile(clean[column], 1, column)
+        sheet.tile(_signed(coloured(displacement)[column]), 2, column, colours="RdBu_r")
+    return sheet.figure
+
+
+def reduced(images: Float[Tensor, "n c h w"], side: int) -> Float[Tensor, "n c height width"]:
+    """Images of at most `side` pixels, antialiased; smaller ones as they are."""
+    largest = max(images.shape[-2:])
+    if largest <= side:
+        return images
+    size = [max(1, round(length * side / largest)) for length in images.shape[-2:]]
+    shrunk: Tensor = torch.nn.functional.interpolate(
+        images.float(), size, mode="bilinear", antialias=True
+    )
+    return shrunk
+
+
 def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
     """Writes a PNG, under its final name only once it is whole; makes the folder if need be."""
     with whole(path) as part:
@@ -322,7 +365,8 @@ class _Sheet:
     def name(self, text: str, row: int) -> None:
         """Writes on the left of a row."""
         x, y = self._left(0) - 0.1, self._top(row) + (self.pitch - GAP) / 2
-        self.axes.text(x, y, words(text), fontsize=TEXT, ha="right", va="center")
+        size = TEXT if text.count("\n") < 2 else SMALL - 1  # as high as a row may be
+        self.axes.text(x, y, words(text), fontsize=size, ha="right", va="center")
 
     def _left(self, column: int) -> float:
         return self.left + column * self.pitch + GAP / 2
@@ -333,7 +377,7 @@ class _Sheet:
 
 def _room(names: Iterable[str]) -> float:
     """Inches that the longest name needs on the left of a row."""
-    return 0.2 + 0.078 * max(map(len, names))
+    return 0.2 + 0.078 * max(len(line) for name in names for line in name.split("\n"))
 
 
 def _folded(titles: Sequence[str], pitch: float) -> list[str]:
@@ -373,10 +417,52 @@ def words(name: str) -> str:
     return name.replace("_", " ")
 
 
+def plain_text(text: str) -> str:
+    """A text for figures, in which nothing is mathematics and nothing hides it from a legend."""
+    shown = "".join(each if each.isprintable() else "?" for each in text).replace("_", " ").strip()
+    return shown.replace("$", r"\$") or "unnamed"
+
+
+def margin_names(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
+    """Names beside points, in the margin on the right, moved apart where they would meet.
+
+    Args:
+        axes: Whose limits are final.
+        points: Name and place of each.
+    """
+    low, high = axes.get_ylim()
+    gap = 0.042 * (high - low)
+    ordered = sorted(points, key=lambda point: point[2])
+    places: list[float] = []
+    for _, _, y in ordered:
+        places.append(max(y, places[-1] + gap) if places else y)
+    ceiling = high
+    for index in reversed(range(len(places))):  # what was pushed out of the axes comes back
+        places[index] = min(places[index], ceiling)
+        ceiling = places[index] - gap
+    for (name, x, y), place in zip(ordered, places, strict=True):
+        axes.annotate(
+            name,
+            (x, y),
+            xytext=(1.02, place),
+            textcoords=axes.get_yaxis_transform(),
+            fontsize=SMALL - 1,
+            va="center",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.5},
+        )
+
+
 def _pixels(images: Float[Tensor, "n c h w"]) -> NDArray[np.float64]:
     """Images in [-1, 1] as (n, h, w, c) in [0, 1]."""
     scaled = (images.detach().cpu().double() + 1) / 2
     return scaled.clamp(0, 1).permute(0, 2, 3, 1).numpy()
+
+
+def coloured(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n colours h w"]:
+    """Images that can be drawn: of two channels the first, of four the first three."""
+    channels = images.shape[1]
+    return images if channels in (1, 3) else images[:, : 3 if channels > 3 else 1]
 
 
 def _signed(gradient: Float[Tensor, "c h w"]) -> NDArray[np.float64]:

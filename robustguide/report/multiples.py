@@ -67,7 +67,7 @@ def small_multiples(panels: Sequence[Panel], note: str = "", columns: int = 3) -
     _lay_out(figure, head, rows)
     styles = dict(zip(names, map(_style, range(len(names))), strict=True))
     for number, (axes, panel) in enumerate(zip(grid, panels, strict=False)):
-        at = noise_axis(axes, levels, room=0.2)
+        at = noise_axis(axes, levels, room=0.26)
         _panel(axes, panel, dict(zip(levels, at, strict=True)), styles)
         if number + columns < len(panels):
             axes.set_xlabel("")
