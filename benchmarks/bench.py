@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import robust
+import training
 import turns
 
 HERE = Path(__file__).parent
@@ -23,14 +24,14 @@ HERE = Path(__file__).parent
 BENCHMARKS: dict[str, tuple[str, ...]] = {
     "startup": ("--turns", "2"),
     "robust": ("--turns", "2"),
-    "sampling": ("--turns", "2", "--images", "4", "--compared", "1"),
+    "sampling": ("--turns", "2", "--images", "3", "--compared", "1"),
     "evaluations": ("--images", "100"),
-    "training": (),
+    "training": ("--ways", *list(training.WAYS)[:4]),  # the others are cheaper attacks
     "scaling": ("--turns", "1"),
     "roofline": ("--repeats", "2"),
     "memory": (),
     "metrics": ("--rows", "3000", "--repeats", "1"),
-    "data": ("--turns", "12"),
+    "data": ("--turns", "8"),
 }
 # A checkpoint in two minutes, where nobody has trained the one of 300 steps on PGD.
 STEPS = 120

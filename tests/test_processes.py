@@ -101,6 +101,7 @@ def generation(runs, **data):
         tiny.spec("callbacks.ClassAccuracy", judge=tiny.classifier()),
         tiny.spec("callbacks.Quality", extractor=features),
         tiny.spec("callbacks.SampleGrid", count=7),
+        tiny.spec("callbacks.Frames", count=3, steps=2),
     ]
     config = tiny.generation(
         runs / "denoiser/denoiser.safetensors",
@@ -132,6 +133,10 @@ def test_a_generation_is_measured_on_each_image_once(runs, tmp_path, json_of):
     # the grid shows images 0 to 6, though each process made every other one
     grids = [load_file(folder / "samples.safetensors")["pixels"] for folder in folders]
     assert len(grids[0]) == 7 and torch.equal(*grids)
+    # and so do the frames
+    first, second = (load_file(folder / "frames.safetensors") for folder in folders)
+    assert first["index"].tolist() == [0, 1, 2] and first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_quality_is_that_of_each_image_once(runs, tmp_path, json_of):

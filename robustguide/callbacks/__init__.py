@@ -4,6 +4,7 @@ from robustguide.callbacks.acceleration import Acceleration
 from robustguide.callbacks.calibration import TrajectoryCalibration
 from robustguide.callbacks.ema import EMA
 from robustguide.callbacks.export import Export
+from robustguide.callbacks.frames import Frames
 from robustguide.callbacks.meter import Meter
 from robustguide.callbacks.parts import PartWriter
 from robustguide.callbacks.progress import Progress
@@ -20,6 +21,7 @@ __all__ = [
     "Acceleration",
     "ClassAccuracy",
     "Export",
+    "Frames",
     "Meter",
     "PartWriter",
     "Progress",

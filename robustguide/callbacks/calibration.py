@@ -10,7 +10,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from robustguide.callbacks.reporting import Summed, publish
+from robustguide.callbacks.reporting import Summed, bins, publish
 from robustguide.metrics import Answers, AnswersByLevel
 from robustguide.noise import finest
 from robustguide.report import figures
@@ -74,6 +74,7 @@ class TrajectoryCalibration(Summed):
         series = {"ece": found.ece.tolist(), "label_agreement": found.accuracy.tolist()}
         all_of_it = series | {key: curve.tolist() for key, curve in chance.items()}
         self.curve(trainer, "test", "trajectory", levels, all_of_it)
+        self.reliability = {"trajectory": bins(found.reliability, levels)}
         draw = partial(figures.curves, levels, series, ylabel="ECE, agreement with label")
         publish(trainer, "test/trajectory", draw)
         draw = partial(figures.reliability_diagrams, found.reliability, levels)

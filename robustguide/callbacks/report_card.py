@@ -14,7 +14,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from robustguide.callbacks.calibration import home_of_float64, integral_calibration
-from robustguide.callbacks.reporting import Reporting, plain, publish, run_folder
+from robustguide.callbacks.reporting import Reporting, bins, plain, publish, run_folder
 from robustguide.files import whole
 from robustguide.metrics import Answers, AnswersByLevel, Rows, RowsByLevel, wilson_limits
 from robustguide.report import figures
@@ -56,7 +56,7 @@ class ReportCards(Reporting):
         examined = getattr(module, "examined", {})
         bins = getattr(module, "num_bins", self.num_bins)
         self.tallies = {name: Tally(cell, bins, module.device) for name, cell in examined.items()}
-        self.metrics, self.curves, self.judged = {}, {}, None
+        self.metrics, self.curves, self.reliability, self.judged = {}, {}, {}, None
         if getattr(module, "judged_by", None) is not None:
             self.judged = RowsByLevel(1, ["agreement"]).to(home_of_float64(module.device))
 
@@ -106,6 +106,7 @@ class ReportCards(Reporting):
             self.measured(module, stage, prefix + key, **facts)
         name = "classifier" if entry.name == USUAL else entry.name
         self.curve(trainer, stage, name, entry.sigmas, entry.curves, prefix)
+        self.reliability[name] = bins(entry.reliability, entry.sigmas)
 
     def _agreement(self, module: Any, stage: str) -> dict[str, Any]:
         """Of finished images with their labels."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from robustguide.data.parts import Part
+from robustguide.metrics import Reliability
 from robustguide.report.figures import save
 
 
@@ -24,6 +25,7 @@ class Reporting(Callback):
     Attributes:
         metrics: Numbers by name, each `{"value": ..., "n": ...}` and what else defines it.
         curves: Curves over noise levels by name, plain lists; `sigma` holds the levels.
+        reliability: Tables of reliability diagrams by name, see `bins`.
         writes_part: Whether it writes what the others have seen, which is measured later.
     """
 
@@ -32,6 +34,7 @@ class Reporting(Callback):
     def __init__(self) -> None:
         self.metrics: dict[str, dict[str, Any]] = {}
         self.curves: dict[str, dict[str, list[float | None]]] = {}
+        self.reliability: dict[str, dict[str, list[Any]]] = {}
 
     def add(self, module: Any, outputs: Any) -> None:
         """Takes in what a step of a test answered; nothing, unless a subclass does."""
@@ -111,6 +114,18 @@ class Reporting(Callback):
                 if value is not None and not math.isnan(value)
             }
             trainer.logger.log_metrics(points, step=trainer.global_step)
+
+
+def bins(reliability: Reliability, sigmas: Sequence[float]) -> dict[str, list[Any]]:
+    """The table of reliability diagrams as plain lists.
+
+    Returns:
+        `sigma` of each band; `count`, `confidence` and `correct`, a list a band with the sum of
+        each confidence bin.
+    """
+    sums = reliability.sums.double().cpu().tolist()
+    named = zip(("count", "confidence", "correct"), sums, strict=True)
+    return {"sigma": [float(sigma) for sigma in sigmas], **dict(named)}
 
 
 class Summed(Reporting):

@@ -60,11 +60,16 @@ class Results(Callback):
         if hasattr(module, "metrics") and hasattr(module, "curves"):
             reports.append(module)  # one that measures something itself, as `Combination`
         results = {
-            "run": provenance(trainer, stage) | {"resumed": self.resumed},
+            "run": provenance(trainer, stage) | {"resumed": self.resumed, "ended": now()},
             "metrics": {
                 name: value for report in reports for name, value in report.metrics.items()
             },
             "curves": {name: curve for report in reports for name, curve in report.curves.items()},
+            "reliability": {
+                name: table
+                for report in reports
+                for name, table in getattr(report, "reliability", {}).items()
+            },
             "cost": {
                 "seconds": round(time.perf_counter() - self.started, 3),
                 "steps": trainer.global_step,
@@ -148,6 +153,11 @@ def provenance(trainer: Trainer, stage: str) -> dict[str, Any]:
         "world_size": trainer.world_size,
         "checkpoints": {path: sha256_of(path) for path in sorted(set(checkpoints_in(config)))},
     }
+
+
+def now() -> str:
+    """The time of the clock, in UTC, as ISO 8601 writes it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def version_of(package: str) -> str | None:

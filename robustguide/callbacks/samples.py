@@ -89,7 +89,7 @@ class SampleGrid(Reporting):
     def __init__(self, count: int = 50, columns: int = 10) -> None:
         super().__init__()
         self.count, self.columns = count, columns
-        self.kept: dict[int, Tensor] = {}
+        self.kept: dict[int, tuple[Tensor, int]] = {}  # image and label by number
 
     def on_test_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Forgets the last run's."""
@@ -100,12 +100,14 @@ class SampleGrid(Reporting):
         missing = self.count - len(self.kept)
         if missing > 0:
             images = outputs["images"][:missing].cpu()
-            self.kept |= zip(outputs["index"].tolist(), images, strict=False)
+            index, y = outputs["index"].tolist(), outputs["y"].tolist()
+            self.kept |= zip(index, zip(images, y, strict=False), strict=False)
 
     def state(self) -> dict[str, Tensor]:
-        """The images and their numbers."""
-        images = torch.stack(list(self.kept.values()))
-        return {"index": torch.tensor(list(self.kept), device="cpu"), "images": images}
+        """The images, their numbers and their labels."""
+        images, y = zip(*self.kept.values(), strict=True)
+        index = torch.tensor(list(self.kept), device="cpu")
+        return {"index": index, "y": torch.tensor(y, device="cpu"), "images": torch.stack(images)}
 
     def absorb(self, part: Part) -> None:
         """Keeps the first ones of a part."""
@@ -120,11 +122,13 @@ class SampleGrid(Reporting):
         kept = {index: image for part in parts for index, image in part.items()}
         if not trainer.is_global_zero:
             return
-        images = torch.stack([kept[index] for index in sorted(kept)[: self.count]])
+        index = sorted(kept)[: self.count]
+        images = torch.stack([kept[each][0] for each in index])
         publish(trainer, "test/samples", partial(figures.image_grid, images, self.columns))
-        pixels = {"pixels": to_pixels(images)}
+        y = [kept[each][1] for each in index]
+        numbers = {"index": torch.tensor(index), "y": torch.tensor(y)}
         with whole(run_folder(trainer) / "samples.safetensors") as part:
-            save_file(pixels, part)
+            save_file({"pixels": to_pixels(images), **numbers}, part)
 
 
 class SampleWriter(Reporting):

@@ -98,10 +98,20 @@ def check_gradients(denoiser: Denoiser, terms: Mapping[str, Differentiating]) ->
         for classifier in term.differentiated():
             if classifier not in asked:
                 asked.add(classifier)
-                _check_gradient(f"Term {name!r}", classifier, denoiser.shape)
+                check_gradient(f"Term {name!r}", classifier, denoiser.shape)
 
 
-def _check_gradient(what: str, classifier: Classifier, shape: tuple[int, int, int]) -> None:
+def check_gradient(what: str, classifier: Classifier, shape: Sequence[int]) -> None:
+    """Takes one gradient of a classifier at one blank image; see `check_gradients`.
+
+    Args:
+        what: Who needs it, such as "Term 'robust'".
+        classifier: Any.
+        shape: Of the image.
+
+    Raises:
+        ValueError: It has no gradient there.
+    """
     default = torch.get_default_device()
     tensors = chain(classifier.parameters(), classifier.buffers())
     device = next((tensor.device for tensor in tensors), default)

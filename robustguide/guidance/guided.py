@@ -55,6 +55,7 @@ class Guided(Denoiser):
         self.randn_like = randn_like
         self.noises: dict[str, RandnLike] = {}  # of the terms that have drawn from theirs
         self.unguided: Tensor | None = None  # what the denoiser alone said last, not clipped
+        self.moves: tuple[Tensor, ...] = ()  # and the displacements that moved it then
         for name, term in terms_of(self.terms).items():
             self._check_classes(name, term)
             for comparison in compared(term):
@@ -111,8 +112,9 @@ class Guided(Denoiser):
         look = self._look(x, sigma, y, place, terms_of(self.terms))
         prediction = look.prediction()
         self.unguided = prediction.denoised.detach()
-        moved = prediction.denoised + look.moved(moves_denoised=True)
-        return prediction._replace(denoised=self.clip(moved)), look.moved(moves_denoised=False)
+        reference, score = look.moved(moves_denoised=True), look.moved(moves_denoised=False)
+        self.moves = reference.detach(), score.detach()
+        return prediction._replace(denoised=self.clip(prediction.denoised + reference)), score
 
     def referred(
         self, x: Tensor, sigma: Tensor, y: Tensor, place: Place | None = None
@@ -122,8 +124,9 @@ class Guided(Denoiser):
         look = self._look(x, sigma, y, place, terms)
         prediction = look.prediction()
         self.unguided = prediction.denoised.detach()
-        moved = prediction.denoised + look.moved(moves_denoised=True)
-        return prediction._replace(denoised=self.clip(moved))
+        reference = look.moved(moves_denoised=True)
+        self.moves = (reference.detach(),)
+        return prediction._replace(denoised=self.clip(prediction.denoised + reference))
 
     def displaced(
         self, x: Tensor, sigma: Tensor, y: Tensor, place: Place | None = None

@@ -67,6 +67,7 @@ class Generation(LightningModule):
         levels: Their noise levels.
         reading: How the observer reads; null where nobody does.
         read_by: Who that is, in words.
+        watchers: Called once a step of a test, beside what is watched; callbacks put theirs here.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Generation(LightningModule):
         self.watched = watched(sigmas, watched_steps)
         self.levels = tuple(sigmas[index] for index in self.watched)
         self.evaluated = Evaluated()
+        self.watchers: list[Observe] = []
         self.requires_grad_(False).eval()
 
     def setup(self, stage: str) -> None:
@@ -166,6 +168,8 @@ class Generation(LightningModule):
                 assert sigma is not None  # a sampler has one level for all rows
                 predicted = self.shown_to_observer(step)
                 seen.append(Seen(sigma, step.x, predicted, step.denoised.float()))
+            for watcher in self.watchers:
+                watcher(step)
 
         answer: dict[str, Any] = self.generate(batch, watch)
         if self.reading is not None:

@@ -6,6 +6,7 @@ which colour-blind readers can tell apart; line style and marker differ as well.
 
 import math
 import os
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -31,6 +32,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 GREY = "#666666"
 TEXT, SMALL = 9, 8  # points
 LINE, GAP, LARGEST = 0.22, 0.05, 1.15  # inches: a line of text, between tiles, a tile at most
+LETTER, LETTERS = 0.06, 0.14  # inches: a small letter, a further line of small letters
 
 
 def curves(
@@ -154,9 +156,10 @@ def grid_comparison(
             f"A column is one seed, so every method needs as many images, got {lengths}; "
             f"sample the same seeds with each."
         )
-    columns = next(iter(lengths.values()))
-    sheet = _Sheet(len(methods), columns, header=LINE if titles else 0.0, margin=_room(methods))
-    for column, title in enumerate(titles or ()):
+    columns, margin = next(iter(lengths.values())), _room(methods)
+    folded = _folded(titles or (), (WIDTH - margin) / max(columns, 1))
+    sheet = _Sheet(len(methods), columns, header=_header(folded), margin=margin)
+    for column, title in enumerate(folded):
         sheet.title(title, 0, column)
     for row, (name, images) in enumerate(methods.items()):
         sheet.name(name, row)
@@ -169,25 +172,80 @@ def gradient_panel(
     x: Float[Tensor, "n c h w"],
     gradients: Mapping[str, Float[Tensor, "n c h w"]],
     sigmas: Values,
+    heading: str = "",
 ) -> Figure:
     """Noisy images and the gradients of classifiers there, one row a noise level.
 
     The image is drawn at unit variance, x / sqrt(1 + sigma^2). Each gradient has its own scale, so
     only its pattern is seen: one channel in diverging colours, blue negative and red positive;
-    three channels as colours around grey.
+    three channels as colours around grey; other numbers, of latents, as tiles of one channel.
+
+    Args:
+        x: Noisy images.
+        gradients: By the titles of their columns.
+        sigmas: Noise level of each row.
+        heading: A line above all.
     """
-    levels = numbers_of(sigmas)
+    levels, margin = numbers_of(sigmas), _room(["sigma = 0.00"])
     scale = torch.as_tensor((1 + levels**2) ** -0.5)
-    noisy = _pixels(x.detach().cpu().double() * scale[:, None, None, None])
-    sheet = _Sheet(len(levels), 1 + len(gradients), header=LINE, margin=_room(["sigma = 0.00"]))
-    for column, name in enumerate(["noisy image", *gradients]):
-        sheet.title(name, 0, column)
+    noisy = _pixels(_tiled(x.detach().cpu().double() * scale[:, None, None, None]))
+    folded = _folded(["noisy image", *gradients], (WIDTH - margin) / (1 + len(gradients)))
+    above = LINE if heading else 0.0
+    sheet = _Sheet(len(levels), len(folded), header=_header(folded) + above, margin=margin)
+    if heading:
+        sheet.heading(heading)
+    for column, title in enumerate(folded):
+        sheet.title(title, 0, column)
     for row, sigma in enumerate(levels):
         sheet.name(_name(sigma), row)
         sheet.tile(noisy[row], row, 0)
         for column, gradient in enumerate(gradients.values(), start=1):
-            sheet.tile(_signed(gradient[row]), row, column, colours="RdBu_r")
+            tile = _tiled(gradient[row : row + 1].detach().cpu())[0]
+            sheet.tile(_signed(tile), row, column, colours="RdBu_r")
     return sheet.figure
+
+
+def trajectory(
+    x: Float[Tensor, "s c h w"],
+    denoised: Float[Tensor, "s colours height width"],
+    displacement: Float[Tensor, "s c h w"],
+    sigmas: Values,
+) -> Figure:
+    """One image on its way: a column a step; state, predicted clean image and guidance below.
+
+    Each displacement has its own scale, see `gradient_panel`; one that is 0 is grey. Of latents,
+    the first three channels of state and displacement are drawn.
+
+    Args:
+        x: State at unit variance.
+        denoised: Predicted clean image in [-1, 1].
+        displacement: Of the clean image, by guidance.
+        sigmas: Noise level of each step.
+    """
+    levels = numbers_of(sigmas)
+    names = ("state", "predicted", "guidance")
+    sheet = _Sheet(len(names), len(levels), header=LINE, margin=_room(names))
+    for row, name in enumerate(names):
+        sheet.name(name, row)
+    states, clean = _pixels(coloured(x)), _pixels(coloured(denoised))
+    for column, sigma in enumerate(levels):
+        sheet.title(_name(sigma), 0, column)
+        sheet.tile(states[column], 0, column)
+        sheet.tile(clean[column], 1, column)
+        sheet.tile(_signed(coloured(displacement)[column]), 2, column, colours="RdBu_r")
+    return sheet.figure
+
+
+def reduced(images: Float[Tensor, "n c h w"], side: int) -> Float[Tensor, "n c height width"]:
+    """Images of at most `side` pixels, antialiased; smaller ones as they are."""
+    largest = max(images.shape[-2:])
+    if largest <= side:
+        return images
+    size = [max(1, round(length * side / largest)) for length in images.shape[-2:]]
+    shrunk: Tensor = torch.nn.functional.interpolate(
+        images.float(), size, mode="bilinear", antialias=True
+    )
+    return shrunk
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
@@ -300,10 +358,15 @@ class _Sheet:
         x, y = self._left(column) + (self.pitch - GAP) / 2, self._top(row) - 0.04
         self.axes.text(x, y, words(text), fontsize=SMALL, ha="center", va="bottom")
 
+    def heading(self, text: str) -> None:
+        """Writes above everything."""
+        self.axes.text(WIDTH / 2, 0.04, words(text), fontsize=TEXT, ha="center", va="top")
+
     def name(self, text: str, row: int) -> None:
         """Writes on the left of a row."""
         x, y = self._left(0) - 0.1, self._top(row) + (self.pitch - GAP) / 2
-        self.axes.text(x, y, words(text), fontsize=TEXT, ha="right", va="center")
+        size = TEXT if text.count("\n") < 2 else SMALL - 1  # as high as a row may be
+        self.axes.text(x, y, words(text), fontsize=size, ha="right", va="center")
 
     def _left(self, column: int) -> float:
         return self.left + column * self.pitch + GAP / 2
@@ -314,7 +377,39 @@ class _Sheet:
 
 def _room(names: Iterable[str]) -> float:
     """Inches that the longest name needs on the left of a row."""
-    return 0.2 + 0.078 * max(map(len, names))
+    return 0.2 + 0.078 * max(len(line) for name in names for line in name.split("\n"))
+
+
+def _folded(titles: Sequence[str], pitch: float) -> list[str]:
+    """Titles broken into lines that are no wider than a tile."""
+    letters = max(4, int(min(pitch, LARGEST) / LETTER))
+    return [folded(words(title), letters) for title in titles]
+
+
+def folded(title: str, letters: int) -> str:
+    """Lines of at most so many letters, broken at a slash, too."""
+    if len(title) <= letters:
+        return title
+    return "\n".join(textwrap.wrap(title.replace("/", "/ "), letters, break_on_hyphens=False))
+
+
+def _header(titles: Sequence[str]) -> float:
+    """Inches that the tallest of some titles needs."""
+    lines = max((title.count("\n") + 1 for title in titles), default=0)
+    return LINE + (lines - 1) * LETTERS if lines else 0.0
+
+
+def _tiled(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d g v"]:
+    """Images of one or three channels as they are; the channels of others side by side."""
+    count, channels, height, width = images.shape
+    if channels in (1, 3):
+        return images
+    columns = math.ceil(channels**0.5)
+    rows = math.ceil(channels / columns)
+    filled = images.new_zeros(count, rows * columns, height, width)
+    filled[:, :channels] = images
+    grid = filled.reshape(count, rows, columns, height, width).permute(0, 1, 3, 2, 4)
+    return grid.reshape(count, 1, rows * height, columns * width)
 
 
 def words(name: str) -> str:
@@ -322,10 +417,52 @@ def words(name: str) -> str:
     return name.replace("_", " ")
 
 
+def plain_text(text: str) -> str:
+    """A text for figures, in which nothing is mathematics and nothing hides it from a legend."""
+    shown = "".join(each if each.isprintable() else "?" for each in text).replace("_", " ").strip()
+    return shown.replace("$", r"\$") or "unnamed"
+
+
+def margin_names(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
+    """Names beside points, in the margin on the right, moved apart where they would meet.
+
+    Args:
+        axes: Whose limits are final.
+        points: Name and place of each.
+    """
+    low, high = axes.get_ylim()
+    gap = 0.042 * (high - low)
+    ordered = sorted(points, key=lambda point: point[2])
+    places: list[float] = []
+    for _, _, y in ordered:
+        places.append(max(y, places[-1] + gap) if places else y)
+    ceiling = high
+    for index in reversed(range(len(places))):  # what was pushed out of the axes comes back
+        places[index] = min(places[index], ceiling)
+        ceiling = places[index] - gap
+    for (name, x, y), place in zip(ordered, places, strict=True):
+        axes.annotate(
+            name,
+            (x, y),
+            xytext=(1.02, place),
+            textcoords=axes.get_yaxis_transform(),
+            fontsize=SMALL - 1,
+            va="center",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.5},
+        )
+
+
 def _pixels(images: Float[Tensor, "n c h w"]) -> NDArray[np.float64]:
     """Images in [-1, 1] as (n, h, w, c) in [0, 1]."""
     scaled = (images.detach().cpu().double() + 1) / 2
     return scaled.clamp(0, 1).permute(0, 2, 3, 1).numpy()
+
+
+def coloured(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n colours h w"]:
+    """Images that can be drawn: of two channels the first, of four the first three."""
+    channels = images.shape[1]
+    return images if channels in (1, 3) else images[:, : 3 if channels > 3 else 1]
 
 
 def _signed(gradient: Float[Tensor, "c h w"]) -> NDArray[np.float64]:

@@ -36,6 +36,7 @@ class Panel:
         lines: Noise levels and values by name; a NaN leaves a gap.
         level: Drawn as a line, such as that of guessing.
         dotted: Values by name at the same levels, drawn thinly in the colour of the name.
+        bands: Lower and upper values by name at the same levels, filled lightly.
         limits: Ends of the axis; null is left to the values.
         is_logarithmic: Whether the axis is.
     """
@@ -44,6 +45,7 @@ class Panel:
     lines: Mapping[str, tuple[Values, Values]]
     level: float | None = None
     dotted: Mapping[str, Values] = field(default_factory=dict)
+    bands: Mapping[str, tuple[Values, Values]] = field(default_factory=dict)
     limits: tuple[float | None, float | None] = (None, None)
     is_logarithmic: bool = False
 
@@ -65,7 +67,7 @@ def small_multiples(panels: Sequence[Panel], note: str = "", columns: int = 3) -
     _lay_out(figure, head, rows)
     styles = dict(zip(names, map(_style, range(len(names))), strict=True))
     for number, (axes, panel) in enumerate(zip(grid, panels, strict=False)):
-        at = noise_axis(axes, levels, room=0.2)
+        at = noise_axis(axes, levels, room=0.26)
         _panel(axes, panel, dict(zip(levels, at, strict=True)), styles)
         if number + columns < len(panels):
             axes.set_xlabel("")
@@ -124,6 +126,11 @@ def _panel(
         if name in panel.dotted:
             style = {"color": styles[name]["color"], "linestyle": ":", "linewidth": 1}
             axes.plot(places, numbers_of(panel.dotted[name])[order], **style)
+        if name in panel.bands:
+            low, high = (numbers_of(limit)[order] for limit in panel.bands[name])
+            axes.fill_between(
+                places, low, high, color=styles[name]["color"], alpha=0.15, linewidth=0
+            )
     if panel.level is not None:
         axes.axhline(panel.level, color=GREY, linewidth=1, linestyle=(0, (1, 2)))
     if panel.is_logarithmic:

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import struct
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ PAGE = """<!DOCTYPE html>
 {style}</style>
 </head>
 <body>
-<main>
+{skip}<main>
 <h1>{title}</h1>
 {body}
 </main>
@@ -47,7 +48,8 @@ MISSING = "—"
 # A number as callers write it: 1,024  -0.5  2e-05  84%  3.2 s  0.94 ± 0.01  0.9 [0.8, 1.0]
 ONE = r"[+-]?[\d,]*\.?\d+(e[+-]?\d+)?"
 SPREAD, UNIT = rf"( ?± ?{ONE})?( ?\[{ONE}, {ONE}\])?", r"( ?%| [a-zA-Z]{1,3})?"
-NUMBER = re.compile(rf"{ONE}{SPREAD}{UNIT}|{MISSING}|")
+DATE = r"\d{4}-\d\d-\d\d( \d\d:\d\d)?"  # is not broken either
+NUMBER = re.compile(rf"{ONE}{SPREAD}{UNIT}|{DATE}|{MISSING}|")
 
 
 class Block(ABC):
@@ -60,14 +62,32 @@ class Block(ABC):
 
 @dataclass(frozen=True)
 class Heading(Block):
-    """Begins a section; level 3 begins a part of one."""
+    """Begins a section; level 3 begins a part of one. A page lists those that have an anchor."""
 
     text: str
     level: int = 2
+    anchor: str = ""
 
     def html(self) -> str:
         """An `h2` or `h3`."""
-        return f"<h{self.level}>{escape(self.text)}</h{self.level}>"
+        named = f' id="{escape(self.anchor)}"' if self.anchor else ""
+        return f"<h{self.level}{named}>{escape(self.text)}</h{self.level}>"
+
+
+@dataclass(frozen=True)
+class Contents(Block):
+    """Links to the headings that have an anchor."""
+
+    headings: Sequence[Heading]
+
+    def html(self) -> str:
+        """A `nav`."""
+        links = (
+            f'<li><a href="#{escape(each.anchor)}">{escape(each.text)}</a></li>'
+            for each in self.headings
+        )
+        listed = "\n".join(links)
+        return f'<nav aria-label="Contents">\n<ul>\n{listed}\n</ul>\n</nav>'
 
 
 @dataclass(frozen=True)
@@ -92,6 +112,28 @@ class Listing(Block):
         """A `pre` in `details`, which opens without a script."""
         lines = f'<pre tabindex="0">{escape(self.text)}</pre>'
         return f"<details><summary>{escape(self.title)}</summary>{lines}</details>"
+
+
+@dataclass(frozen=True)
+class Definitions(Block):
+    """What names mean, folded away under a title.
+
+    Attributes:
+        title: Of all.
+        entries: Text by name.
+    """
+
+    title: str
+    entries: Mapping[str, str]
+
+    def html(self) -> str:
+        """A `dl` in `details`."""
+        pairs = (
+            f"<dt>{escape(k)}</dt><dd>{escape(text)}</dd>" for k, text in self.entries.items()
+        )
+        listed = "\n".join(pairs)
+        summary = f"<summary>{escape(self.title)}</summary>"
+        return f"<details>{summary}\n<dl>\n{listed}\n</dl>\n</details>"
 
 
 @dataclass(frozen=True)
@@ -210,6 +252,17 @@ class Picture(Block):
         )
 
 
+def with_contents(blocks: Sequence[Block]) -> tuple[list[Block], str]:
+    """Blocks with a list of the anchored headings before the first of them, and a link past it."""
+    headings = [each for each in blocks if isinstance(each, Heading) and each.anchor]
+    if not headings:
+        return list(blocks), ""
+    first = headings[0]
+    place = next(index for index, each in enumerate(blocks) if each is first)
+    skip = f'<a class="skip" href="#{escape(first.anchor)}">Skip to {escape(first.text)}</a>\n'
+    return [*blocks[:place], Contents(headings), *blocks[place:]], skip
+
+
 def write_page(path: str | os.PathLike[str], title: str, blocks: Sequence[Block]) -> Path:
     """Writes a page, under its final name only once it is whole; makes the folder if need be.
 
@@ -218,12 +271,15 @@ def write_page(path: str | os.PathLike[str], title: str, blocks: Sequence[Block]
         title: Of the page.
         blocks: Its parts, from top to bottom.
     """
+    parts, skip = with_contents(blocks)
     page = PAGE.format(
         policy=POLICY,
         title=escape(title),
         style=Path(__file__).with_name("page.css").read_text(encoding="utf-8"),
-        body="\n".join(block.html() for block in blocks),
+        skip=skip,
+        body="\n".join(block.html() for block in parts),
     )
+    page = page.encode("utf-8", "replace").decode("utf-8")  # half a character of a file's name
     with whole(path) as part:
         part.write_text(page, encoding="utf-8")
     return Path(path)
@@ -248,8 +304,10 @@ def is_number(text: str) -> bool:
 def drawn(figure: Figure) -> bytes:
     """A figure as PNG."""
     buffer = BytesIO()
-    # without the library's version in it, the same figure is the same page
-    figure.savefig(buffer, format="png", dpi=SHARPNESS * DPI, metadata={"Software": None})
+    with warnings.catch_warnings():  # of names in letters that the font has not
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        # without the library's version in it, the same figure is the same page
+        figure.savefig(buffer, format="png", dpi=SHARPNESS * DPI, metadata={"Software": None})
     return buffer.getvalue()
 
 

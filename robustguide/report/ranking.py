@@ -310,7 +310,8 @@ def scatter(entries: Sequence[Mapping[str, Any]], by: str, outcome: str) -> Figu
     for index, view in enumerate(dict.fromkeys(entry["view"] for entry in known)):
         group = [entry for entry in known if entry["view"] == view]
         points(axes, group, by, index, view)
-    name_points(axes, known, by)
+    named = [(entry["name"], entry[KEYS[by]], entry["frechet"]) for entry in known]
+    figures.margin_names(axes, named)
     what = {"ece": "integral ECE", "cost": "FLOPs of one gradient"}.get(by, TITLES.get(by, by))
     axes.set_xlabel(what, fontsize=figures.TEXT)
     axes.set_ylabel(f"Fréchet distance ({outcome.partition('/')[2]})", fontsize=figures.TEXT)
@@ -346,22 +347,3 @@ def points(axes: Axes, group: Sequence[Mapping[str, Any]], by: str, index: int, 
         linewidth=0.8,
         label=view,
     )
-
-
-def name_points(axes: Axes, known: Sequence[Mapping[str, Any]], by: str) -> None:
-    """Names beside the points, moved up where they would lie on another."""
-    low, high = axes.get_ylim()
-    last = -math.inf
-    for entry in sorted(known, key=lambda entry: float(entry["frechet"])):
-        place = max(entry["frechet"], last + 0.03 * (high - low))
-        last = place
-        axes.annotate(
-            entry["name"],
-            (entry[KEYS[by]], entry["frechet"]),
-            xytext=(1.02, place),
-            textcoords=axes.get_yaxis_transform(),
-            fontsize=figures.SMALL - 1,
-            va="center",
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": "#cccccc", "linewidth": 0.4},
-        )

@@ -14,7 +14,9 @@ from robustguide.files import whole
 from robustguide.guidance import score
 from robustguide.noise import perturb
 from robustguide.report import figures
-from robustguide.report.page import Block, Heading, Listing, Paragraph, Picture, Table, write_page
+from robustguide.report.page import Block, Heading, Paragraph, Picture, Table, write_page
+from robustguide.report.runs import read as read_run
+from robustguide.report.sections import sections
 
 METHODS = ("unguided", "plain_guided", "robust_guided", "classifier_free")
 CLASSIFIERS = ("plain", "robust")
@@ -98,14 +100,6 @@ def same_seeds(folder: Path, count: int = 10) -> Figure:
     return figures.grid_comparison(rows, [str(k) for k in range(count)])
 
 
-def curves(results: dict[str, Any], key: str, ylabel: str) -> Figure:
-    """One curve of both classifiers."""
-    found = results["classifiers"]
-    series = {name: found[name][key] for name in CLASSIFIERS}
-    chance = 0.1 if key.endswith("accuracy") else None
-    return figures.curves(found["plain"]["sigma"], series, ylabel=ylabel, chance=chance)
-
-
 def gradients(folder: Path, wanted: int = 3) -> Figure:
     """Gradients of both classifiers towards one class, at rising noise, on unguided samples."""
     pixels = load_file(folder / "classifier_free" / "samples.safetensors")["pixels"]
@@ -132,48 +126,31 @@ def scales(folder: Path, names: Sequence[str]) -> Table:
 
 
 def write_report(folder: Path, results: dict[str, Any]) -> Path:
-    """One page that opens offline.
+    """One page that opens offline: the demo's own summary, and the sections of any report.
 
     Args:
         folder: Holds the runs; the page goes here.
         results: From `collect`.
     """
-    plain, robust = (results["classifiers"][name] for name in CLASSIFIERS)
-    blocks: list[Block] = [
-        Paragraph(headline(results)),
-        summary(results),
-        Heading("The same seeds, guided and unguided"),
-        Picture(
-            same_seeds(folder),
-            "Ten generated digits a row, one row for each method, the class of column k being k.",
-            "Each column has one seed and one label. Unguided images ignore the label.",
-        ),
-        Heading("The two classifiers by noise level"),
-        Paragraph(
-            f"{plain['n']} test images, the same noise for both classifiers. The attack is "
-            f"{robust['attack']}. The dotted line is chance."
-        ),
-        *(
-            Picture(curves(results, key, name), f"{name} of both classifiers against sigma")
-            for key, name in (
-                ("accuracy", "accuracy"),
-                ("robust_accuracy", "robust accuracy"),
-                ("ece", "ECE"),
-            )
-        ),
-        Heading("What their gradients look like"),
+    runs = [read_run(folder / name, name) for name in results["runs"]]
+    blocks: list[Block] = [Paragraph(headline(results)), summary(results)]
+    for section in sections(runs):
+        if section.anchor == "provenance":
+            blocks += gradients_section(folder)
+        blocks += section.parts()
+    return write_page(folder / "report.html", "robustguide: the main job on digits", blocks)
+
+
+def gradients_section(folder: Path) -> list[Block]:
+    """What only a demo shows, since it knows both classifiers."""
+    return [
+        Heading("What the gradients look like", anchor="gradients"),
         Picture(
             gradients(folder),
             "Noisy digits at four noise levels with both classifiers' gradients towards class 3.",
             "Gradient of log p(3 | x) at rising noise, each scaled on its own.",
         ),
-        Heading("How it was run"),
-        *(
-            Listing(name.replace("_", " "), json.dumps(run, indent=1))
-            for name, run in results["runs"].items()
-        ),
     ]
-    return write_page(folder / "report.html", "robustguide: the main job on digits", blocks)
 
 
 def headline(results: dict[str, Any]) -> str:

@@ -29,12 +29,20 @@ class Observation(NamedTuple):
         x: State before the step.
         denoised: Clean image that the step goes towards, as far as the sampler moves it.
         unguided: Clean image that the denoiser alone predicts at `x`, not clipped.
+        moves: Displacements of the clean image by the reference terms and by the score terms, as
+            far as the sampler asked for them at `x`.
     """
 
     place: Place
     x: Float[Tensor, "b c h w"]
     denoised: Float[Tensor, "b c h w"]
     unguided: Float[Tensor, "b c h w"]
+    moves: tuple[Float[Tensor, "b c h w"], ...] = ()
+
+    @property
+    def displacement(self) -> Float[Tensor, "b c h w"]:
+        """By all terms together, in units of x_0; no clipping is in it."""
+        return sum(self.moves, torch.zeros_like(self.unguided))
 
 
 Observe = Callable[[Observation], None]
@@ -172,7 +180,7 @@ class Sampler:
             last = place.repeat == self.repeated(place.index, place.count) - 1
             if observe is not None and last:
                 alone = denoised if guided.unguided is None else guided.unguided
-                observe(Observation(place, x, denoised, alone))
+                observe(Observation(place, x, denoised, alone, guided.moves))
 
         return show
 

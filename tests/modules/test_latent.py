@@ -230,11 +230,15 @@ def test_the_command_line_trains_on_latents_and_samples_images(tmp_path):
         guidance={"robust": tiny.guided(classifier)},
         observer=tiny.loaded("classifier", classifier),
         codec=tiny.loaded("codec", codec),
-        callbacks=[tiny.spec("callbacks.SampleGrid")],
+        callbacks=[tiny.spec("callbacks.SampleGrid"), tiny.spec("callbacks.Frames", count=2)],
     )
     tiny.run(tmp_path / "test", "test", config)
     pixels = load_file(tmp_path / "test" / "samples.safetensors")["pixels"]
     assert pixels.shape == (3, 1, 8, 8)
+    frames = load_file(tmp_path / "test" / "frames.safetensors")
+    assert frames["x"].shape == (2, 6, 2, 4, 4) and frames["denoised"].shape == (2, 6, 1, 8, 8)
+    # ancestral sampling ends at its last predicted clean image
+    assert (frames["denoised"][:, -1].int() - pixels[:2].int()).abs().max() <= 1
 
 
 def test_generation_shows_decoded_bytes():

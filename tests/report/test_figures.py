@@ -15,6 +15,7 @@ from robustguide.report import (
     reliability_diagrams,
     save,
 )
+from robustguide.report.figures import plain_text, reduced, trajectory
 
 
 def texts(figure):
@@ -136,6 +137,15 @@ def test_grid_comparison_has_a_row_a_method_and_a_column_a_seed():
         grid_comparison({**methods, "plain_guided": methods["plain_guided"][:2]})
 
 
+def test_long_titles_are_folded_where_columns_are_narrow():
+    images = torch.zeros(10, 1, 4, 4)
+    names = ["T-shirt/top", "Pullover", "Ankle boot", *"3456789"]
+    assert texts(grid_comparison({"a": images}, names))[:3] == [
+        *("T-shirt/\ntop", "Pullover", "Ankle\nboot")
+    ]
+    assert texts(grid_comparison({"a": images[:2]}, names[:2]))[:2] == names[:2]
+
+
 def test_gradient_panel_shows_the_pattern_of_each_gradient_alone():
     gradient = torch.tensor([[1.0, -1.0], [0.0, 0.5]])[None, None]
     panel = gradient_panel(
@@ -157,6 +167,35 @@ def test_a_gradient_of_zero_and_one_of_three_channels_are_drawn_around_grey():
     _, nothing, _, red = tiles(panel)
     assert nothing.shape == (4, 4, 3) and (nothing == 0.5).all()
     np.testing.assert_allclose(red[0, 0], [0, 0.5, 0.5], atol=1e-6)
+
+
+def test_a_trajectory_has_a_column_a_step():
+    steps = torch.tensor([-1.0, 0.0, 1.0])[:, None, None, None].expand(3, 1, 2, 2)
+    pushed = torch.zeros(3, 1, 2, 2)
+    pushed[2, 0, 0] = 5.0
+    figure = trajectory(steps, -steps, pushed, [10.0, 1.0, 0.1])
+    levels = [tile[0, 0] for tile in tiles(figure)]
+    np.testing.assert_allclose(levels, [0, 0.5, 1, 1, 0.5, 0, 0.5, 0.5, 1], atol=1e-6)
+    assert texts(figure)[:3] == ["state", "predicted", "guidance"]
+
+
+def test_latents_show_three_channels():
+    latents = torch.rand(2, 4, 4, 4)
+    drawn = tiles(trajectory(latents, latents[:, :3], latents, [1.0, 0.1]))
+    assert {tile.shape for tile in drawn} == {(4, 4, 3)}
+
+
+def test_reduced_images_keep_their_mean_and_their_form():
+    images = torch.rand(2, 3, 128, 64, generator=torch.Generator().manual_seed(0))
+    small = reduced(images, 32)
+    assert small.shape == (2, 3, 32, 16)
+    torch.testing.assert_close(small.mean(), images.mean(), atol=0.01, rtol=0)
+    assert reduced(small, 32) is small
+
+
+def test_names_of_any_letters_are_plain():
+    assert plain_text("a_b$x$\n\ud800") == r"a b\$x\$??"
+    assert plain_text("_") == plain_text("") == "unnamed"
 
 
 def test_save_writes_a_png_of_the_report_s_width_and_the_same_bytes_again(tmp_path):

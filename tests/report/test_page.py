@@ -1,47 +1,15 @@
 import base64
 import re
 import struct
-from html.parser import HTMLParser
 
 import pytest
+from markup import Reader
 from matplotlib.figure import Figure
 
 from robustguide.report import page
 from robustguide.report.page import Heading, Listing, Paragraph, Picture, Table, write_page
 
-VOID = {"meta", "link", "img", "br"}
 HOSTILE = "<script>alert('x')</script> & \"quotes\" </main>"
-
-
-class Reader(HTMLParser):
-    """Elements with their attributes and text; fails where tags are not nested."""
-
-    def __init__(self, text):
-        super().__init__(convert_charrefs=True)
-        self.open, self.elements = [], []
-        self.feed(text)
-        self.close()
-        assert not self.open, f"never closed: {self.open}"
-
-    def handle_starttag(self, tag, attrs):
-        element = {"tag": tag, "text": "", **dict(attrs)}
-        self.elements.append(element)
-        if tag not in VOID:
-            self.open.append(element)
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open[-1]["tag"] == tag, f"</{tag}> closes {self.open[-1:]}"
-        self.open.pop()
-
-    def handle_data(self, data):
-        for element in self.open:
-            element["text"] += data
-
-    def all(self, tag):
-        return [element for element in self.elements if element["tag"] == tag]
-
-    def texts(self, tag):
-        return [element["text"] for element in self.all(tag)]
 
 
 def written(tmp_path, *blocks, title="A page"):
@@ -90,6 +58,26 @@ def test_every_text_is_escaped(tmp_path):
     assert region["aria-label"] == HOSTILE
 
 
+def test_anchored_headings_are_listed_before_the_first_of_them(tmp_path):
+    first, second = Heading("One & all", anchor="one"), Heading("Two", anchor="two")
+    blocks = (Paragraph("Before."), Heading("No link"), first, Heading("Part", level=3), second)
+    reader = written(tmp_path, *blocks)
+    assert [(link["href"], link["text"]) for link in reader.all("a")] == [
+        ("#one", "Skip to One & all"),
+        ("#one", "One & all"),
+        ("#two", "Two"),
+    ]
+    tags = [element["tag"] for element in reader.elements]
+    assert tags.index("a") < tags.index("main") < tags.index("p") < tags.index("nav")
+    (there,) = [each for each in reader.elements if each.get("id") == "one"]
+    assert there["tag"] == "h2" and there["text"] == "One & all"
+    assert not written(tmp_path, Heading("No link")).all("nav")
+
+
+def test_half_a_character_of_a_name_is_written_as_a_question(tmp_path):
+    assert written(tmp_path, Paragraph("a\udc80b")).texts("p") == ["a?b"]
+
+
 def test_nothing_is_fetched(tmp_path):
     reader = written(tmp_path, Picture(small_figure(), "A line."))
     for element in reader.elements:
@@ -126,7 +114,19 @@ def test_numbers_are_formatted_and_aligned(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["1,024", "-0.5", "+.5", "2e-05", "84%", "3.2 s", "0.94 ± 0.01", "0.9 [0.8, 1]", "—"]
+    "text",
+    [
+        "1,024",
+        "-0.5",
+        "+.5",
+        "2e-05",
+        "84%",
+        "3.2 s",
+        "0.94 ± 0.01",
+        "0.9 [0.8, 1]",
+        "2026-01-02 03:04",
+        "—",
+    ],
 )
 def test_what_is_a_number(text):
     assert page.is_number(text)
