@@ -1,18 +1,27 @@
 """Networks that ship with the package: they load by their cards, and are what the cards say."""
 
+import pytest
 import torch
 
-from robustguide.cards import card, present
+from robustguide.attacks import PGD
+from robustguide.cards import card, cards, present
 from robustguide.cards.catalogue import SHIPPED
 from robustguide.checkpoints import load_classifier, load_denoiser
 from robustguide.data import FashionMNIST, Images
-from robustguide.noise import expand
+from robustguide.noise import perturb
 from robustguide.specification import differences
+
+KINDS = {
+    "denoisers": ("denoiser", "weak"),
+    "classifiers": ("features", "judge", "plain", "robust", "robust-judge", "clean"),
+}
+NAMES = {f"fashion-mnist-{name}" for names in KINDS.values() for name in names}
 
 
 def test_every_file_has_a_card_and_is_built_as_it_says(tmp_path):
     names = {path.stem for path in SHIPPED.glob("*.safetensors")}
-    assert names == {"fashion-mnist-denoiser", "fashion-mnist-features"}
+    assert names == {name for name in cards() if name.startswith("fashion-mnist-")} == NAMES
+    assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 8e6
     for name in names:
         of = card(name)
         assert present(of, tmp_path) == SHIPPED / of.file
@@ -31,13 +40,43 @@ def test_a_file_in_the_folder_of_checkpoints_comes_first(tmp_path):
     assert present(of, tmp_path) == tmp_path / of.file
 
 
-def test_they_are_trained():
+@pytest.fixture(scope="module")
+def noisy():
+    """Test images at sigma 0.5, the clean ones, their labels and level."""
     images, y, _ = next(iter(Images(FashionMNIST(size=32), batch_size=200).test_dataloader()))
     sigma = torch.full((len(images),), 0.5)
     generator = torch.Generator().manual_seed(0)
-    x = images + expand(sigma, images) * torch.randn(images.shape, generator=generator)
+    return perturb(images, sigma, torch.randn(images.shape, generator=generator)), images, y, sigma
+
+
+@pytest.mark.parametrize("name", KINDS["denoisers"])
+def test_denoisers_take_most_of_the_noise_away(name, noisy):
+    x, images, y, sigma = noisy
     with torch.no_grad():
-        denoised = load_denoiser(card="fashion-mnist-denoiser")(x, sigma, y)
-        low = load_classifier(card="fashion-mnist-features")(images, torch.full_like(sigma, 0.1))
-    assert (denoised - images).square().mean() < 0.1 * (x - images).square().mean()
-    assert (low.argmax(-1) == y).float().mean() > 0.8
+        denoised = load_denoiser(card=f"fashion-mnist-{name}")(x, sigma, y)
+    bound = {"denoiser": 0.1, "weak": 0.25}[name]
+    assert (denoised - images).square().mean() < bound * (x - images).square().mean()
+
+
+@pytest.mark.parametrize("name", KINDS["classifiers"])
+def test_classifiers_know_clean_images_and_those_of_noise_the_noisy_ones(name, noisy):
+    x, images, y, sigma = noisy
+    classifier = load_classifier(card=f"fashion-mnist-{name}")
+    with torch.no_grad():
+        clean = classifier(images, torch.full_like(sigma, 0.05)).argmax(-1) == y
+        found = classifier(x, sigma).argmax(-1) == y
+    assert clean.float().mean() > 0.75
+    if name in ("plain", "robust", "robust-judge"):
+        assert found.float().mean() > 0.6
+
+
+def test_the_robust_ones_stand_an_attack_that_the_plain_one_does_not(noisy):
+    x, _, y, sigma = (each[:100] for each in noisy)
+    attack = PGD(1.0, steps=10)
+    right = {}
+    for name in ("plain", "robust", "robust-judge"):
+        classifier = load_classifier(card=f"fashion-mnist-{name}")
+        moved = attack(classifier, x, sigma, y)
+        with torch.no_grad():
+            right[name] = float((classifier(moved, sigma).argmax(-1) == y).float().mean())
+    assert min(right["robust"], right["robust-judge"]) > right["plain"] + 0.05
