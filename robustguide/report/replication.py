@@ -131,7 +131,7 @@ def numbers_of(blocks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     metrics: dict[str, list[float | None]] = {name: [] for name in METRICS}
     for block in blocks:
         found = {plain(name): one["value"] for name, one in block["metrics"].items()}
-        along = block["curves"].get("trajectory", {}).get("accuracy")
+        along = block["curves"].get("trajectory", {}).get("label_agreement")
         found |= {READER: along[-1]} if along else {}
         for name, values in metrics.items():
             values.append(ablation.number(found.get(name)))

@@ -71,12 +71,12 @@ def test_classifiers_know_clean_images_and_those_of_noise_the_noisy_ones(name, n
 
 
 def test_the_robust_ones_stand_an_attack_that_the_plain_one_does_not(noisy):
-    x, _, y, sigma = (each[:100] for each in noisy)
-    attack = PGD(1.0, steps=10)
+    x, _, y, sigma = noisy
+    attack = PGD(2.0, steps=10)
     right = {}
     for name in ("plain", "robust", "robust-judge"):
         classifier = load_classifier(card=f"fashion-mnist-{name}")
         moved = attack(classifier, x, sigma, y)
         with torch.no_grad():
             right[name] = float((classifier(moved, sigma).argmax(-1) == y).float().mean())
-    assert min(right["robust"], right["robust-judge"]) > right["plain"] + 0.05
+    assert min(right["robust"], right["robust-judge"]) > right["plain"] + 0.04

@@ -21,7 +21,7 @@ def run(folder, value, accuracy=0.9):
         "class_accuracy": {"value": accuracy},
         "class_accuracy/robust": {"value": accuracy - 0.1},
     }
-    curves = {"trajectory": {"sigma": [10.0, 0.1], "accuracy": [0.2, accuracy + 0.05]}}
+    curves = {"trajectory": {"sigma": [10.0, 0.1], "label_agreement": [0.2, accuracy + 0.05]}}
     cost = {"denoiser_evaluations": 50.0, "classifier_backward": 20.0}
     results = {"metrics": metrics, "curves": curves, "cost": cost}
     (folder / "results.json").write_text(json.dumps(results))
