@@ -182,15 +182,17 @@ class CommandLine(LightningCLI):
 def turn(callback: Callback) -> int:
     """What measures comes before EMA, which puts raw weights back; what saves comes after it.
 
-    What times a step comes first, so that it times nothing else; what times a training comes last.
+    What times a step comes first, so that it times nothing else; what times a training comes
+    behind all that works, so that their work is not taken for waiting.
 
     A checkpoint saved before EMA has averaged a step would lack that step for ever; one that was
     saved before a job is requeued is not due again after it.
     """
     is_average, is_saved = isinstance(callback, WeightAveraging), isinstance(callback, Checkpoint)
-    if isinstance(callback, Meter | Throughput):
-        return -1 if isinstance(callback, Meter) else 4
-    return is_average + 2 * is_saved + 3 * isinstance(callback, Requeue)
+    if isinstance(callback, Meter):
+        return -1
+    is_timing, is_last = isinstance(callback, Throughput), isinstance(callback, Requeue)
+    return is_average + 2 * is_saved + 3 * is_timing + 4 * is_last
 
 
 def checkpoint_folders(trainer: Trainer) -> list[Path]:

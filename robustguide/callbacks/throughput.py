@@ -16,7 +16,7 @@ class Throughput(Callback):
 
     Between two log entries, on each process's own clock and without waiting for the device: a GPU
     works behind the host, so that a single step tells little and a window of some is right.
-    It is the last of the callbacks, so that their work counts as work and not as waiting;
+    It comes behind the other callbacks, so that their work counts as work and not as waiting;
     validation is left out. Logged are the times of the first process; images are those of all.
     """
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from robustguide.callbacks import EMA, Quality, ReportCards
 from robustguide.callbacks.requeue import Requeue
+from robustguide.callbacks.throughput import Throughput
 from robustguide.checkpoints import build
 from robustguide.data import Images
 from robustguide.interfaces import Classifier
@@ -95,7 +96,7 @@ def test_the_command_line_orders_them(tmp_path):
     ]
     cli = tiny.run(tmp_path / "run", "fit", config)
     kinds = [type(callback) for callback in cli.trainer.callbacks]
-    assert kinds[-3:] == [EMA, ModelCheckpoint, Requeue]
+    assert kinds[-4:] == [EMA, ModelCheckpoint, Throughput, Requeue]
     # so a checkpoint of step 2 holds the average with that step
     first, second = (
         torch.load(path, weights_only=True)
