@@ -1,6 +1,6 @@
 """Speed of the metrics against the obvious way, both in one run, with the same values.
 
-    python benchmarks/metrics.py [--large] [NAME ...]
+    python benchmarks/metrics.py [--rows 10000] [--repeats 3] [--large] [NAME ...]
 
 Each comparison is a function in COMPARISONS that returns rows of the table; to add one, write it
 and name it there. The two ways take turns, so that a busy machine slows both. `--large` also
@@ -114,11 +114,13 @@ def main() -> None:
     arguments = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    arguments.add_argument("names", nargs="*", choices=[*COMPARISONS, []], default=[])
+    arguments.add_argument("names", nargs="*", metavar="NAME", help=", ".join(COMPARISONS))
     arguments.add_argument("--rows", type=int, default=10_000, help="images of each side")
     arguments.add_argument("--repeats", type=int, default=3)
     arguments.add_argument("--large", action="store_true", help="our neighbours of 50,000 rows")
     given = arguments.parse_args()
+    if unknown := set(given.names) - set(COMPARISONS):
+        arguments.error(f"no comparison {unknown}; expected some of {', '.join(COMPARISONS)}")
     facts = dict[str, object]()
     for name in given.names or COMPARISONS:
         for row in COMPARISONS[name](given.rows, given.repeats):

@@ -13,7 +13,7 @@ from torch import Tensor, distributed
 
 from robustguide.callbacks.judging import refuse_guides
 from robustguide.callbacks.origin import facts, origin, seeds
-from robustguide.callbacks.reporting import Reporting, Summed, publish, run_folder
+from robustguide.callbacks.reporting import Reporting, Summed, callbacks_of, publish, run_folder
 from robustguide.data.generated.lines import NAME, Line, as_text
 from robustguide.data.parts import Part
 from robustguide.files import whole
@@ -32,21 +32,29 @@ class ClassAccuracy(Summed):
 
     def __init__(self, judge: Classifier, name: str | None = None) -> None:
         super().__init__()
-        self.judge = judge
-        self.key = "class_accuracy" + (f"/{name}" if name else "")
+        self.judge, self.name = judge, name
         self.metric: CalibrationByNoise | None = None
+
+    def _named(self, text: str) -> str:
+        return text if self.name is None else f"{text}/{self.name}"
 
     @property
     def state_key(self) -> str:
         """Tells it from one of another name."""
-        return self.key.replace("class_accuracy", type(self).__name__)
+        return self._named(type(self).__qualname__)
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        """Refuses a judge that guides, by its weights.
+        """Refuses a judge that guides, by its weights, and two of one name.
 
         Raises:
-            ValueError: For such a judge.
+            ValueError: For either.
         """
+        judges = [each for each in callbacks_of(trainer) if isinstance(each, ClassAccuracy)]
+        if [each.name for each in judges].count(self.name) > 1:
+            raise ValueError(
+                f"Two ClassAccuracy callbacks have the name {self.name!r}, and their numbers "
+                "would be one; give each a name of its own."
+            )
         refuse_guides(self.judge, dict(getattr(module, "guidance", {}).items()))
 
     def on_test_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -70,7 +78,7 @@ class ClassAccuracy(Summed):
         self.measured(
             module,
             "test",
-            self.key,
+            self._named("class_accuracy"),
             float(found.accuracy[0]),
             int(found.count[0]),
             limits=[float(lower[0]), float(upper[0])],

@@ -26,7 +26,7 @@ class Throughput(Callback):
     def _forget(self) -> None:
         """Begins a window that has seen nothing."""
         self.ended: float | None = None  # when the last batch did
-        self.begun: float | None = None
+        self.begun = 0.0
         self.images, self.waited, self.worked, self.logged = 0, 0.0, 0.0, 0
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -54,7 +54,7 @@ class Throughput(Callback):
     ) -> None:
         """Logs a window, at the trainer's own rhythm."""
         self.ended = time.perf_counter()
-        self.worked += self.ended - (self.begun or self.ended)
+        self.worked += self.ended - self.begun
         self.images += rows_of(batch)
         step = trainer.global_step
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by a connector

@@ -1,39 +1,36 @@
 """Gradients of classifiers by noise level: their picture, their norms, and how they agree."""
 
-import argparse
-import hashlib
 import json
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
+from robustguide.commands.directions import (
+    NAMING,
+    WIDTH,
+    add_classifiers,
+    candidates,
+    class_of,
+    device_of,
+    digest,
+    gathered,
+    images,
+)
 from robustguide.commands.formatter import Formatter
-from robustguide.commands.objects import add_object
 from robustguide.commands.progress import bar
-from robustguide.commands.rank import plain
 
 if TYPE_CHECKING:  # imports torch, which --help does not need
     from torch import Tensor
 
     from robustguide.data import Images, Samples
-    from robustguide.plans.atlas import Survey, Values
-    from robustguide.plans.candidates import Candidate
+    from robustguide.plans.atlas import Measurement, Values
     from robustguide.plans.columns import Column
     from robustguide.specification import Specification
 
-WIDTH = 99  # of text
-BASE = "configs/overlay/digits_generation.yaml"  # as `robustguide rank` has it
-NAMING = """CLASSIFIER is the file of a classifier, card:NAME of a published one, or a YAML: with
-`classifier`, any class path (an off-the-shelf network, Smooth, Decoded, ...); with `model`, what
-that configuration guides with. NAME= may be left out. @VIEW after it says where it looks: @x at
-the noisy image (left out), @normalized at it over its root mean square, @denoised at the denoised
-image, @through at that through the denoiser, which --denoiser makes.
-"""
 EXAMPLES = (
     NAMING
     + """
@@ -58,21 +55,23 @@ def run(args: list[str]) -> int:
     arguments = parser(words)
     given = arguments.parse_args(words)
     data, described = images(arguments, given)
-    from robustguide.plans.atlas import Survey
+    from robustguide.plans.atlas import Measurement
 
-    survey = Survey(tuple(given.levels or Survey().levels), given.seed, given.cutoff)
-    made, identities = opened(given, data, survey.levels)
+    measurement = Measurement(
+        tuple(given.levels or Measurement().levels), given.seed, given.cutoff
+    )
+    made, identities = opened(given, data, measurement.levels)
     split = data.split(given.split)
     shown = chosen(given, split, data.class_names)  # before the long part
-    values = measured(made, split, survey, given)
-    document = told(values, identities, survey, split, given, described)
+    values = measured(made, split, measurement, given)
+    document = told(values, identities, measurement, split, given, described)
     document["picture"] = {
         "image": shown[0],
         "class": shown[2],
         "class_name": data.class_names[shown[2]],
         "image_class_name": data.class_names[shown[1]],
     }
-    report(document, made, split, survey, given)
+    report(document, made, split, measurement, given)
     return 0
 
 
@@ -97,72 +96,7 @@ def parser(words: Sequence[str]) -> ArgumentParser:
     add("--split", choices=["test", "validation"], default="test", help="of the data")
     add("--cutoff", type=float, default=0.5, help="of low frequencies, over Nyquist's")
     add("--seed", type=int, default=0, help="of the noise")
-    add("--batch-size", type=int, default=64, help="images at a time")
-    add("--device", type=str, default=None, help="cuda where there is one, else cpu")
-    add("--folder", type=str, metavar="OUT", required=True, help="where everything goes")
     return arguments
-
-
-def add_classifiers(arguments: ArgumentParser, words: Sequence[str]) -> None:
-    """The classifiers and the data, as `robustguide paint` takes them too."""
-    add = arguments.add_argument
-    add("classifiers", nargs="+", type=str, metavar="NAME=CLASSIFIER", help="see below")
-    add("--base", type=str, nargs="+", metavar="FILE", help="that YAMLs with `model` share")
-    add("--config", type=str, metavar="FILE", help="YAML with `data`; a later one goes over it")
-    add_object(arguments, words, "--data", "robustguide.data.Images", "images", default=None)
-
-
-def gathered(args: list[str]) -> list[str]:
-    """One word for what each configuration says of data, ahead of the others.
-
-    Raises:
-        FileNotFoundError: No such file.
-    """
-    words = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    words.add_argument("--config", action="append", default=[])
-    known, rest = words.parse_known_args(args)
-    documents = [yaml.safe_load(Path(file).read_text()) or {} for file in known.config]
-    return [f"--data={json.dumps(each['data'])}" for each in documents if "data" in each] + rest
-
-
-def images(arguments: ArgumentParser, given: Namespace) -> "tuple[Images, Specification]":
-    """The data, and how they are described.
-
-    Raises:
-        ValueError: There are none, or not one image or row is asked for.
-    """
-    if given.data is None:
-        raise ValueError(
-            "Give the images, such as --config configs/overlay/digits.yaml or --data "
-            "robustguide.data.Images."
-        )
-    if given.count < 1 or given.batch_size < 1:
-        raise ValueError(
-            f"--count and --batch-size must be at least 1, got {given.count} and "
-            f"{given.batch_size}."
-        )
-    return arguments.instantiate(given).data, plain(given.data)
-
-
-def device_of(given: Namespace) -> Any:
-    """Where networks go."""
-    import torch
-
-    return torch.device(given.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def candidates(
-    given: Namespace, shape: Sequence[int], denoiser: "Specification | None"
-) -> "list[Candidate]":
-    """The classifiers of the command line; predicted images are clipped, latents are not."""
-    from robustguide.guidance.fit import PIXELS
-    from robustguide.plans import columns
-
-    base = [Path(file) for file in given.base or [BASE]]
-    clip = 1.0 if shape[0] in PIXELS else None
-    return [
-        columns.candidate(word, denoiser, clip, base) for word in columns.named(given.classifiers)
-    ]
 
 
 def opened(
@@ -210,24 +144,8 @@ def chosen(given: Namespace, split: "Samples", names: Sequence[str]) -> tuple[in
     return given.image, own, own if wanted is None else class_of(wanted, names)
 
 
-def class_of(word: str, names: Sequence[str]) -> int:
-    """A class by its name, else by its number.
-
-    Raises:
-        ValueError: There is none.
-    """
-    if word in names:
-        return list(names).index(word)
-    if word.isdecimal() and int(word) < len(names):
-        return int(word)
-    raise ValueError(
-        f"There is no class {word!r}; the data have 0 to {len(names) - 1}, called "
-        f"{', '.join(names[:10])}{', ...' if len(names) > 10 else ''}."
-    )
-
-
 def measured(
-    columns: "Sequence[Column]", split: "Samples", survey: "Survey", given: Namespace
+    columns: "Sequence[Column]", split: "Samples", measurement: "Measurement", given: Namespace
 ) -> "Values":
     """Measures with a bar."""
     from robustguide.data.loaders import EvaluationLoader
@@ -236,13 +154,13 @@ def measured(
     batches = EvaluationLoader(split, given.batch_size, limit=given.count)
     count = min(given.count, len(split))
     with bar("differentiating", count, Console()) as advance:
-        return atlas.measured(columns, batches, survey, device_of(given), advance)
+        return atlas.measured(columns, batches, measurement, device_of(given), advance)
 
 
 def told(
     values: "Values",
     identities: Sequence[dict[str, Any]],
-    survey: "Survey",
+    measurement: "Measurement",
     split: "Samples",
     given: Namespace,
     described: "Specification",
@@ -264,12 +182,12 @@ def told(
         }
         for (name, found), asked in zip(values.items(), identities, strict=True)
     ]
-    low = atlas.radial_frequencies(*split.shape[1:]) < survey.cutoff
+    low = atlas.radial_frequencies(*split.shape[1:]) < measurement.cutoff
     packages = ("robustguide", "torch", "numpy")
     return {
-        "levels": list(survey.levels),
-        "seed": survey.seed,
-        "cutoff": survey.cutoff,
+        "levels": list(measurement.levels),
+        "seed": measurement.seed,
+        "cutoff": measurement.cutoff,
         "n": int(first["norm"].shape[1]),
         "split": given.split,
         "data": described,
@@ -280,16 +198,11 @@ def told(
     }
 
 
-def digest(asked: dict[str, Any]) -> str:
-    """Names a direction: the same files, view and objective have the same one."""
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:20]
-
-
 def report(
     document: dict[str, Any],
     columns: "Sequence[Column]",
     split: "Samples",
-    survey: "Survey",
+    measurement: "Measurement",
     given: Namespace,
 ) -> None:
     """Draws, writes and prints."""
@@ -303,7 +216,7 @@ def report(
     number, wanted = document["picture"]["image"], document["picture"]["class"]
     x_0: Tensor = split[number][0][None]
     index = torch.tensor([number])
-    x, found = atlas.drawn(columns, x_0, index, wanted, survey, device_of(given))
+    x, found = atlas.drawn(columns, x_0, index, wanted, measurement, device_of(given))
     folder = Path(given.folder)
     figure = told_to_people.picture(x, found, document)
     save(figure, folder / "atlas.png")

@@ -1,10 +1,13 @@
 """Arguments that name a class, whose help does not wait for torch."""
 
+import json
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
+import yaml
+from jsonargparse import ArgumentParser, Namespace
 
 
 def add_object(
@@ -39,3 +42,18 @@ def add_object(
 def asks_for_help(words: Sequence[str]) -> bool:
     """Whether help is all that a command line will get."""
     return not {"-h", "--help"}.isdisjoint(words)
+
+
+def data_words(files: Sequence[str]) -> list[str]:
+    """What configurations say of data, as one word of the command line each.
+
+    Raises:
+        FileNotFoundError: No such file.
+    """
+    documents = [yaml.safe_load(Path(file).read_text()) or {} for file in files]
+    return [f"--data={json.dumps(each['data'])}" for each in documents if "data" in each]
+
+
+def plain(part: Any) -> Any:
+    """What the parser read, as plain data."""
+    return json.loads(json.dumps(part.as_dict())) if isinstance(part, Namespace) else part

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
-from robustguide.commands.atlas import (
+from robustguide.commands.directions import (
     NAMING,
     WIDTH,
     add_classifiers,
@@ -102,9 +102,6 @@ def parser(words: Sequence[str]) -> ArgumentParser:
     add("--count", type=int, default=1, help="starts, the same for each class")
     add("--seed", type=int, default=0, help="of starts and of the noise of steps")
     add("--judge", type=str, metavar="FILE", default=None, help="another classifier's file")
-    add("--batch-size", type=int, default=64, help="images at a time")
-    add("--device", type=str, default=None, help="cuda where there is one, else cpu")
-    add("--folder", type=str, metavar="OUT", required=True, help="where everything goes")
     return arguments
 
 

@@ -9,14 +9,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table as RichTable
 
 from robustguide.commands.formatter import Formatter
-from robustguide.commands.objects import add_object
+from robustguide.commands.objects import add_object, data_words, plain
 
 if TYPE_CHECKING:  # imports torch, which --help does not need
     from robustguide.data import Images
@@ -117,8 +116,7 @@ def gathered(args: list[str]) -> tuple[list[str], dict[str, list[str]]]:
         words.add_argument(f"--{name}", nargs="+", action="extend", default=[])
     words.add_argument("--config", action="append", default=[])
     known, rest = words.parse_known_args(args)
-    documents = [yaml.safe_load(Path(file).read_text()) or {} for file in known.config]
-    data = [f"--data={json.dumps(each['data'])}" for each in documents if "data" in each]
+    data = data_words(known.config)
     lists = {name: getattr(known, name) for name in LISTS}
     return [*data, *rest], lists
 
@@ -164,11 +162,6 @@ def titles(paths: Sequence[str]) -> dict[str, str]:
     }
     count = Counter(short.values())
     return {path: name if name and count[name] == 1 else path for path, name in short.items()}
-
-
-def plain(part: Any) -> Any:
-    """What the parser read, as plain data."""
-    return json.loads(json.dumps(part.as_dict())) if isinstance(part, Namespace) else part
 
 
 def images(

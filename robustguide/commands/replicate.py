@@ -50,7 +50,7 @@ def run(args: list[str]) -> int:
     there = len(plan.runs.pairs()) - len(jobs)
     print(f"{there} of {len(plan.runs.pairs())} runs have results")
     if jobs and not given.judge:
-        hours = estimated(plan, given.workers)
+        hours = estimated(plan)
         if given.cost:
             return 0
         if hours > given.hours:
@@ -88,18 +88,18 @@ def parser() -> ArgumentParser:
     return arguments
 
 
-def estimated(plan: "Replication", workers: int) -> float:
+def estimated(plan: "Replication") -> float:
     """Prints FLOPs and hours of the runs that are left; the hours."""
     from robustguide.commands.cost import scaled
     from robustguide.plans.replication import cost_of_left
 
     found = cost_of_left(plan.runs)
-    hours = found.hours
     print(
-        f"{scaled(found.flops)}FLOP are left, about {hours:.1f} hours at the {scaled(found.speed)}"
-        f"FLOP/s of a step of the first cell, measured here; {workers} at a time"
+        f"{scaled(found.flops)}FLOP of sampling are left, about {found.hours:.1f} hours at the "
+        f"{scaled(found.speed)}FLOP/s of a batch of the first cell, measured here; start-up and "
+        "features come on top"
     )
-    return hours
+    return found.hours
 
 
 def judge(plan: "Replication", given: Namespace) -> None:

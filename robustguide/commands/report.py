@@ -30,7 +30,7 @@ def run(args: list[str]) -> int:
     parser.add_argument("--title", type=str, default="Report of runs", help="of the page")
     given = parser.parse_args(args)
     from robustguide.report import sections  # imports torch, which --help does not need
-    from robustguide.report.runs import read_all
+    from robustguide.report.reading import read_all
 
     runs = read_all(given.runs)
     for each in runs:

@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
 
 from robustguide.commands.formatter import Formatter
-from robustguide.commands.objects import add_object
+from robustguide.commands.objects import add_object, data_words, plain
 from robustguide.commands.progress import bar
-from robustguide.commands.rank import plain
 
 if TYPE_CHECKING:  # imports torch, which --help does not need
     from robustguide.data.generated import Generated
@@ -83,11 +81,7 @@ def gathered(args: list[str]) -> list[str]:
     words = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     words.add_argument("--config", action="append", default=[])
     known, rest = words.parse_known_args(args)
-    data = []
-    for file in known.config:
-        document = yaml.safe_load(Path(file).read_text()) or {}
-        if "data" in document:
-            data.append(f"--data={json.dumps(document['data'])}")
+    data = data_words(known.config)
     if known.config and not data:
         raise ValueError(
             f"{', '.join(known.config)} says nothing of data; give a configuration that does, "

@@ -40,7 +40,7 @@ Values = dict[str, dict[str, Tensor]]  # column, quantity: (levels, n)
 
 
 @dataclass(frozen=True)
-class Survey:
+class Measurement:
     """What is measured.
 
     Attributes:
@@ -78,7 +78,7 @@ class Survey:
 def measured(
     columns: Sequence[Column],
     batches: Iterable[Batch],
-    survey: Survey,
+    measurement: Measurement,
     device: torch.device,
     advance: Callable[[int], None] = lambda images: None,
 ) -> Values:
@@ -89,14 +89,14 @@ def measured(
     Args:
         columns: Directions; the classifier-free one among them is what others are compared with.
         batches: `(x_0, y, index)`.
-        survey: Levels, noise and cutoff.
+        measurement: Levels, noise and cutoff.
         device: Where the columns' networks are.
         advance: Told of finished images.
     """
     found: dict[str, list[dict[str, Tensor]]] = {column.name: [] for column in columns}
     for images, y, index in batches:
-        noise = evaluation_noise(index, survey.seed).draw(images.shape[1:], device)
-        of_batch = measured_batch(columns, images.to(device), y.to(device), noise, survey)
+        noise = evaluation_noise(index, measurement.seed).draw(images.shape[1:], device)
+        of_batch = measured_batch(columns, images.to(device), y.to(device), noise, measurement)
         for name, values in of_batch.items():
             found[name].append(values)
         advance(len(images))
@@ -108,13 +108,13 @@ def measured(
 
 
 def measured_batch(
-    columns: Sequence[Column], x_0: Tensor, y: Tensor, noise: Tensor, survey: Survey
+    columns: Sequence[Column], x_0: Tensor, y: Tensor, noise: Tensor, measurement: Measurement
 ) -> Values:
     """Quantities of a batch, on its device, without waiting for it."""
     rows: dict[str, list[dict[str, Tensor]]] = {column.name: [] for column in columns}
     before: dict[str, Tensor] = {}
-    low = (radial_frequencies(*x_0.shape[-2:]) < survey.cutoff).to(x_0.device)
-    for place, level in enumerate(survey.levels):
+    low = (radial_frequencies(*x_0.shape[-2:]) < measurement.cutoff).to(x_0.device)
+    for place, level in enumerate(measurement.levels):
         x = perturb(x_0, x_0.new_full((len(x_0),), level), noise)
         found = gradients(columns, place, level, x, y)
         reference = found.get(CLASSIFIER_FREE)
@@ -284,7 +284,7 @@ def drawn(
     x_0: Float[Tensor, "1 c h w"],
     index: Int[Tensor, " 1"],
     wanted: int,
-    survey: Survey,
+    measurement: Measurement,
     device: torch.device,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """One image noised to all levels, and the directions there towards one class.
@@ -292,10 +292,10 @@ def drawn(
     Returns:
         x (levels, c, h, w), and gradients of that shape by column, on the host.
     """
-    noise = evaluation_noise(index, survey.seed).draw(x_0.shape[1:], device)
+    noise = evaluation_noise(index, measurement.seed).draw(x_0.shape[1:], device)
     x_0, y = x_0.to(device), torch.full((1,), wanted, device=device)
     states, found = [], []
-    for place, level in enumerate(survey.levels):
+    for place, level in enumerate(measurement.levels):
         states.append(perturb(x_0, x_0.new_full((1,), level), noise))
         found.append(gradients(columns, place, level, states[-1], y))
     picked = {name: torch.cat([each[name] for each in found]).cpu() for name in found[0]}

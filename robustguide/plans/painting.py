@@ -25,6 +25,7 @@ from torch import Tensor
 
 from robustguide.attacks import L2Ball, pgd
 from robustguide.guidance import Tempered
+from robustguide.guidance.fit import PIXELS
 from robustguide.interfaces import Classifier
 from robustguide.noise import expand, perturb
 from robustguide.samplers import SeededNoise
@@ -32,7 +33,6 @@ from robustguide.samplers.seeds import mixed
 
 PAINT = 11  # stream of the generators of a painting
 MOVE = 0.5  # root mean square that pixels may move by, where no radius is given
-PIXELS = 1, 3  # channels of images, which have bounds; what has others are latents
 STARTS = ("gaussian", "noise", "grey")
 Batch = tuple[Tensor, Tensor, Tensor]
 

@@ -275,7 +275,7 @@ def write_page(path: str | os.PathLike[str], title: str, blocks: Sequence[Block]
     page = PAGE.format(
         policy=POLICY,
         title=escape(title),
-        style=Path(__file__).with_name("page.css").read_text(encoding="utf-8"),
+        style=style(Path(__file__).with_name("page.css")),
         skip=skip,
         body="\n".join(block.html() for block in parts),
     )
@@ -283,6 +283,12 @@ def write_page(path: str | os.PathLike[str], title: str, blocks: Sequence[Block]
     with whole(path) as part:
         part.write_text(page, encoding="utf-8")
     return Path(path)
+
+
+def style(own: Path) -> str:
+    """Colours and letters of all pages, and what one page adds from a file of its own."""
+    palette = Path(__file__).with_name("palette.css")
+    return "".join(file.read_text(encoding="utf-8") for file in (palette, own))
 
 
 def shown(cell: Cell, form: str = "") -> str:

@@ -63,7 +63,7 @@ def write_report(
 
     Args:
         path: The HTML file.
-        runs: From `runs.read_all`.
+        runs: From `reading.read_all`.
         title: Of the page.
 
     Returns:

@@ -15,7 +15,7 @@ from robustguide.guidance import score
 from robustguide.noise import perturb
 from robustguide.report import figures
 from robustguide.report.page import Block, Heading, Paragraph, Picture, Table, write_page
-from robustguide.report.runs import read as read_run
+from robustguide.report.reading import read as read_run
 from robustguide.report.sections import sections
 
 METHODS = ("unguided", "plain_guided", "robust_guided", "classifier_free")

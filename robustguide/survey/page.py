@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from html import escape
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from jaxtyping import UInt8
 
 from robustguide.data.generated.base import as_png
 from robustguide.files import whole
+from robustguide.report.page import style as style_with
 
 POLICY = (
     "default-src 'none'; script-src '{script}'; style-src '{style}'; img-src data:; "
@@ -82,7 +84,7 @@ def html(content: Content) -> str:
     h, w = content.pairs[0].left.shape[1:]
     rendering = "pixelated" if content.scale > 1 else "auto"
     sizes = f":root {{ --width: {w * content.scale}px; --rendering: {rendering}; }}\n"
-    style = sizes + packaged("page.css")
+    style = sizes + style_with(Path(__file__).with_name("page.css"))
     return packaged("page.html").format(
         policy=POLICY.format(script=source_hash(script), style=source_hash(style)),
         title=escape(content.title),

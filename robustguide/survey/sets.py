@@ -9,42 +9,42 @@ from typing import Any
 import torch
 from jaxtyping import Int, UInt8
 from numpy import ndarray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from robustguide.data.errors import DataError
 from robustguide.data.generated import Bytes, Generated, open_samples
 from robustguide.data.generated.lines import NAME
-from robustguide.data.seeds import Balanced, Labels, Listed, Random, SeedData
 
 BATCH = 256  # images that are in memory at a time
 NAMED = 3  # seeds that an error names
 SHOWN = "samples.safetensors"
-RULES = {rule.__name__: rule for rule in (Balanced, Random, Listed)}
+NOTHING = torch.empty(0, device="cpu")
 
 Classes = dict[int, tuple[int | None, str | None]]
 
 
 class RunSamples(Generated):
-    """The images that `robustguide test` keeps for its grid; the run tells seeds and labels.
+    """The images that `robustguide test` keeps for its grid, with their seeds and labels.
 
     Args:
         folder: Of the run, with `samples.safetensors` and `results.json`.
 
     Raises:
-        DataError: If one of them is missing, damaged, or tells of other data than `SeedData`.
+        DataError: If one of them is missing or damaged.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.path = Path(folder)
-        self.pixels = pixels_of(self.path / SHOWN)
+        self.pixels, self.index, self.y = grid_of(self.path / SHOWN)
         self.count = len(self.pixels)
         c, h, w = self.pixels.shape[1:]
         self.shape = (c, h, w)
         run = run_of(self.path / "results.json")
-        data = seed_data(run, self.count, self.path)
-        self.index, self.y = torch.tensor(data.indices, device="cpu"), data.y
-        self.class_names = data.class_names
+        data = run["config"]["data"]["init_args"]
+        classes = range(data.get("num_classes") or 1 + int(self.y.max()))
+        self.class_names = data.get("class_names") or list(map(str, classes))
         self.made = {"kind": "run", "checkpoints": sorted(dict(run["checkpoints"]).values())}
 
     def batches(self, size: int) -> Iterator[Bytes]:
@@ -77,23 +77,29 @@ def open_set(path: str | os.PathLike[str]) -> Generated:
     return open_samples(path)
 
 
-def pixels_of(file: Path) -> UInt8[Tensor, "n c h w"]:
-    """The images of a grid.
+def grid_of(file: Path) -> tuple[Tensor, Tensor, Tensor]:
+    """Images (n, c, h, w) of a grid, their seeds (n,) and labels (n,).
 
     Raises:
-        DataError: If it holds none.
+        DataError: If it does not hold them.
     """
     try:
-        with safe_open(file, framework="pt") as opened:
-            pixels = opened.get_tensor("pixels")
+        tensors = load_file(file)
     except (SafetensorError, OSError) as error:
         raise DataError(f"Cannot read {file} ({error}); run the test again.") from error
+    pixels, *numbers = (tensors.get(name, NOTHING) for name in ("pixels", "index", "y"))
     if pixels.dtype != torch.uint8 or pixels.dim() != 4 or not pixels.numel():
         raise DataError(
             f"{file} holds {pixels.dtype} of shape {list(pixels.shape)}; expected uint8 images "
             "(n, c, h, w). Run the test again."
         )
-    return pixels  # type: ignore[no-any-return]
+    for name, each in zip(("index", "y"), numbers, strict=True):
+        if each.dtype != torch.int64 or each.shape != (len(pixels),):
+            raise DataError(
+                f"{file} holds {len(pixels)} images, and {name!r} of {each.dtype} and shape "
+                f"{list(each.shape)}; expected a whole number for each. Run the test again."
+            )
+    return pixels, numbers[0], numbers[1]
 
 
 def run_of(file: Path) -> dict[str, Any]:
@@ -103,44 +109,14 @@ def run_of(file: Path) -> dict[str, Any]:
         DataError: If that is not told.
     """
     try:
-        run = json.loads(file.read_text())["run"]
+        run: dict[str, Any] = json.loads(file.read_text())["run"]
         _ = run["config"]["data"]["init_args"], run["checkpoints"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{file} does not tell how the images of {SHOWN} were made ({error!r}); give the "
             "folder of a `robustguide test` that came to its end, or samples of `predict`."
         ) from error
-    return run  # type: ignore[no-any-return]
-
-
-def seed_data(run: Mapping[str, Any], count: int, path: Path) -> SeedData:
-    """Numbers, labels and class names of the first images of a run.
-
-    Raises:
-        DataError: For other data, and for a rule of labels that is not the package's own.
-    """
-    data = run["config"]["data"]
-    told, kind = data["init_args"], str(data.get("class_path"))
-    rule = dict(told.get("labels") or {"class_path": "robustguide.data.Balanced"})
-    package, _, name = str(rule.get("class_path")).rpartition(".")
-    is_own = package in ("robustguide.data", "robustguide.data.seeds") and name in RULES
-    if kind.rpartition(".")[2] != "SeedData" or not is_own:
-        raise DataError(
-            f"The images of {path} have numbers by {kind} and labels by {rule.get('class_path')}; "
-            f"expected SeedData with {', '.join(RULES)}. Write them by `robustguide predict` with "
-            "SampleWriter, which tells of each."
-        )
-    try:
-        labels: Labels = RULES[name](**rule.get("init_args") or {})
-        return SeedData(
-            count,
-            told["num_classes"],
-            told.get("first") or 0,
-            class_names=told.get("class_names"),
-            labels=labels,
-        )
-    except (TypeError, KeyError) as error:
-        raise DataError(f"The labels of {path} cannot be made again ({error!r}).") from error
+    return run
 
 
 def matched(sets: Mapping[str, Generated]) -> dict[int, str | None]:

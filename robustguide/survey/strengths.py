@@ -74,7 +74,8 @@ def information(
     """Fisher's, of the strengths; singular, since a common shift changes nothing."""
     p = 1 / (1 + np.exp(b - b[:, None]))
     weights = played * p * p.T
-    return np.diag(weights.sum(1)) - weights  # type: ignore[no-any-return]
+    found: np.ndarray = np.diag(weights.sum(1)) - weights
+    return found
 
 
 def require_connected(wins: Float[np.ndarray, "m m"], names: Sequence[str]) -> None:

@@ -46,6 +46,20 @@ def test_accuracy_is_that_of_the_judge_on_clean_images(runs, tmp_path):
     }
 
 
+def test_several_judges_have_names(runs, tmp_path):
+    judge = load_classifier(str(runs / "classifier/classifier.safetensors"))
+    judges = [ClassAccuracy(judge), ClassAccuracy(build(tiny.classifier()), "other")]
+    data = SeedData(count=4, num_classes=10, batch_size=4)
+    tiny.trainer(tmp_path, *judges).test(generation(runs), datamodule=data, verbose=False)
+    found = [name for each in judges for name in each.metrics]
+    assert found == ["class_accuracy", "class_accuracy/other"]
+    assert [each.state_key for each in judges] == ["ClassAccuracy", "ClassAccuracy/other"]
+    with pytest.raises(ValueError, match="Two ClassAccuracy callbacks have the name 'other'"):
+        tiny.trainer(tmp_path, judges[1], ClassAccuracy(judge, "other")).test(
+            generation(runs), datamodule=data, verbose=False
+        )
+
+
 class Ensemble(Classifier):
     """Means of logits."""
 

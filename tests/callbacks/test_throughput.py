@@ -1,9 +1,11 @@
 """Images a second and the share of waiting, by a clock that the test turns."""
 
 import pytest
+import tiny
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from robustguide.callbacks import throughput
 from robustguide.callbacks.throughput import Throughput
@@ -104,3 +106,18 @@ def test_batches_of_one_step_of_the_optimizer_are_one_entry(clock):
         trainer.global_step -= 1
         steps(callback, trainer, clock, 1, wait=1.0, work=1.0)
     assert [step for step, _ in entries] == [1, 2, 3]
+
+
+def test_a_training_logs_them_to_tensorboard(tmp_path):
+    config = tiny.merged(
+        tiny.classification(),
+        {"trainer": {"max_steps": 6, "val_check_interval": 6, "log_every_n_steps": 3}},
+    )
+    tiny.run(tmp_path / "run", "fit", config)
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    for name in ("images_per_second", "data_wait", "peak_memory_mib"):
+        found = events.Scalars(f"speed/{name}")
+        assert [each.step for each in found] == [3, 6]
+        assert all(each.value > 0 for each in found)
+    assert max(each.value for each in events.Scalars("speed/data_wait")) < 1

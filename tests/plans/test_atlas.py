@@ -20,7 +20,7 @@ from robustguide.guidance import (
 from robustguide.interfaces import Classifier
 from robustguide.modules.examination import Examination, evaluation_noise
 from robustguide.plans import atlas
-from robustguide.plans.atlas import Survey
+from robustguide.plans.atlas import Measurement
 from robustguide.plans.columns import CLASSIFIER_FREE, Column
 
 LEVELS = (0.2, 1.0, 4.0)
@@ -47,7 +47,7 @@ def states(x_0, index, level, seed=0):
 def test_of_an_exact_denoiser_the_classifier_free_direction_is_the_exact_gradient():
     mixture = tilted()
     x_0, y, index = data(mixture)
-    found = atlas.measured(exact(mixture), [(x_0, y, index)], Survey(LEVELS), CPU)
+    found = atlas.measured(exact(mixture), [(x_0, y, index)], Measurement(LEVELS), CPU)
     torch.testing.assert_close(
         found["exact"]["cosine"], torch.ones(3, 12).double(), rtol=0, atol=1e-6
     )
@@ -64,7 +64,7 @@ def test_of_an_exact_denoiser_the_classifier_free_direction_is_the_exact_gradien
 def test_neighbours_are_gradients_at_the_next_level_with_the_same_noise():
     mixture = tilted()
     x_0, y, index = data(mixture)
-    found = atlas.measured(exact(mixture), [(x_0, y, index)], Survey(LEVELS, seed=3), CPU)
+    found = atlas.measured(exact(mixture), [(x_0, y, index)], Measurement(LEVELS, seed=3), CPU)
     null = torch.full_like(y, len(mixture))
     gradients = []
     for level in LEVELS:
@@ -82,9 +82,9 @@ def test_batches_and_a_wrong_denoiser_change_what_they_should():
     x_0, y, index = data(mixture)
     columns = exact(mixture)[:1] + exact(other)[1:]
     told = []
-    whole = atlas.measured(columns, [(x_0, y, index)], Survey(LEVELS), CPU, told.append)
+    whole = atlas.measured(columns, [(x_0, y, index)], Measurement(LEVELS), CPU, told.append)
     parts = [(x_0[rows], y[rows], index[rows]) for rows in (slice(0, 5), slice(5, 12))]
-    split = atlas.measured(columns, parts, Survey(LEVELS), CPU, told.append)
+    split = atlas.measured(columns, parts, Measurement(LEVELS), CPU, told.append)
     for name in whole:
         for key in atlas.QUANTITIES:
             torch.testing.assert_close(whole[name][key], split[name][key], equal_nan=True)
@@ -121,7 +121,7 @@ def test_every_view_is_measured_as_the_report_card_does(clip):
     ]
     columns.append(Column(CLASSIFIER_FREE, (ClassifierFree(),) * 3, denoiser))
     batch = tiny.batch()
-    found = atlas.measured(columns, [batch], Survey(LEVELS), CPU)
+    found = atlas.measured(columns, [batch], Measurement(LEVELS), CPU)
     card = Examination(LEVELS, views, gradients=True, denoiser=denoiser, clip=clip)
     want = card.examine(classifier, *batch)
     for name in views:
@@ -220,7 +220,7 @@ def test_the_picture_shows_one_image_at_all_levels_towards_the_class_that_is_ask
     weight = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     column = Column("linear", (ClassifierGuidance(Linear(weight)),) * 3)
     x_0, index = torch.zeros(1, 3, 4, 4), torch.tensor([7])
-    x, found = atlas.drawn([column], x_0, index, 1, Survey(LEVELS), CPU)
+    x, found = atlas.drawn([column], x_0, index, 1, Measurement(LEVELS), CPU)
     noise = evaluation_noise(index).draw((3, 4, 4))
     for place, level in enumerate(LEVELS):
         torch.testing.assert_close(x[place], level * noise[0])
@@ -241,4 +241,4 @@ def test_the_picture_shows_one_image_at_all_levels_towards_the_class_that_is_ask
 )
 def test_what_cannot_be_measured_is_refused(said, match):
     with pytest.raises(ValueError, match=match):
-        Survey(**said)
+        Measurement(**said)

@@ -6,7 +6,7 @@ import reported
 from matplotlib.figure import Figure
 
 from robustguide.report import by_noise, figures
-from robustguide.report.runs import read
+from robustguide.report.reading import read
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from matplotlib.text import Text
 
 from robustguide.report import numbers
 from robustguide.report.page import Table
-from robustguide.report.runs import read
+from robustguide.report.reading import read
 
 
 @pytest.fixture

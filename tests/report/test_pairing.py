@@ -6,7 +6,7 @@ import reported
 import torch
 
 from robustguide.report import pairing
-from robustguide.report.runs import read
+from robustguide.report.reading import read
 
 
 @pytest.fixture

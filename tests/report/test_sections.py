@@ -7,7 +7,7 @@ from markup import Reader
 
 from robustguide.report import sections
 from robustguide.report.page import Paragraph, Picture
-from robustguide.report.runs import read, read_all
+from robustguide.report.reading import read, read_all
 
 HOSTILE = "<script>alert('x')</script> & $\\frac{1}$ _"
 

@@ -12,11 +12,14 @@ from robustguide.data.generated import write_samples
 from robustguide.survey.sets import RunSamples, matched, open_set, pictures
 
 
-def run(folder, count=7, **data):
+def run(folder, count=7, tensors=None, **data):
     """What `robustguide test` leaves, as far as it is read."""
     folder.mkdir()
     pixels = torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(count, 1, 4, 4)
-    save_file({"pixels": pixels.contiguous()}, folder / "samples.safetensors")
+    index = torch.arange(20, 20 + count)
+    found = {"pixels": pixels.contiguous(), "index": index, "y": index % 3} | (tensors or {})
+    kept = {name: each for name, each in found.items() if each is not None}
+    save_file(kept, folder / "samples.safetensors")
     told = {"count": 100, "num_classes": 3, "first": 20, "class_names": None, "labels": None}
     kind = {"class_path": "robustguide.data.SeedData", "init_args": told | data}
     made = {"config": {"data": kind}, "checkpoints": {"a.safetensors": "12"}}
@@ -37,25 +40,26 @@ def test_a_run_tells_seeds_and_classes(tmp_path):
     assert same.seeds().tolist() == found.seeds().tolist()
 
 
-def test_labels_by_a_rule(tmp_path):
-    listed = {"class_path": "robustguide.data.seeds.Listed", "init_args": {"labels": [2, 2, 0]}}
-    names = ["cat", "dog", "fox"]
-    found = open_set(run(tmp_path / "a", labels=listed, class_names=names))
-    assert matched({"a": found}) == {seed: names[[2, 2, 0][seed % 3]] for seed in range(20, 27)}
+def test_labels_by_any_rule(tmp_path):
+    names, y = ["cat", "dog", "fox"], torch.tensor([2, 2, 0, 1, 2, 2, 0])
+    mine = {"class_path": "mine.Labels"}
+    made = run(tmp_path / "a", tensors={"y": y}, labels=mine, class_names=names)
+    classes = {20 + row: names[label] for row, label in enumerate(y.tolist())}
+    assert matched({"a": open_set(made)}) == classes
 
 
 @pytest.mark.parametrize(
-    ("data", "message"),
+    ("tensors", "message"),
     [
-        ({"labels": {"class_path": "mine.Labels"}}, "labels by mine.Labels; expected SeedData"),
-        ({"labels": {"class_path": "os.Random"}}, "labels by os.Random"),
-        ({"labels": {"class_path": "robustguide.data.Listed"}}, "cannot be made again"),
-        ({"num_classes": None}, "cannot be made again"),
+        ({"index": None}, r"7 images, and 'index' of torch.float32 and shape \[0\]"),
+        ({"y": None}, "7 images, and 'y' .* Run the test again"),
+        ({"y": torch.zeros(3, dtype=torch.long)}, r"'y' of torch.int64 and shape \[3\]"),
+        ({"index": torch.zeros(7)}, r"'index' of torch.float32 and shape \[7\]"),
     ],
 )
-def test_runs_whose_labels_are_unknown(tmp_path, data, message):
+def test_runs_that_do_not_tell_seeds_and_labels(tmp_path, tensors, message):
     with pytest.raises(ValueError, match=message):
-        open_set(run(tmp_path / "a", **data))
+        open_set(run(tmp_path / "a", tensors=tensors))
 
 
 def test_damaged_runs(tmp_path):
