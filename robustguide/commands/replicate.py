@@ -94,10 +94,17 @@ def estimated(plan: "Replication") -> float:
     from robustguide.plans.replication import cost_of_left
 
     found = cost_of_left(plan.runs)
+    ways = []
+    if found.flops:
+        ways.append(
+            f"{scaled(found.flops)}FLOP at the {scaled(found.speed)}FLOP/s of a batch of the "
+            "first cell, measured here"
+        )
+    if found.timed:
+        ways.append("a batch each of the cells in which images decide what is evaluated")
     print(
-        f"{scaled(found.flops)}FLOP of sampling are left, about {found.hours:.1f} hours at the "
-        f"{scaled(found.speed)}FLOP/s of a batch of the first cell, measured here; start-up and "
-        "features come on top"
+        f"about {found.hours:.1f} hours of sampling are left, by {', and '.join(ways)}; start-up "
+        "and features come on top"
     )
     return found.hours
 

@@ -45,6 +45,10 @@ WRAPPED = ("net", "classifier", "denoiser", "autoencoder")
 ROWS = 2  # of a counted step of training: batch statistics need more than one
 
 
+class DependsOnImagesError(ValueError):
+    """What is evaluated depends on the values of tensors, so that it cannot be counted."""
+
+
 @dataclass(frozen=True)
 class Part:
     """Work of one kind.
@@ -244,7 +248,7 @@ def of_sampling(model: Generation) -> tuple[Part, ...]:
     """Work of one image.
 
     Raises:
-        ValueError: What is evaluated depends on the values of tensors.
+        DependsOnImagesError: What is evaluated depends on the values of tensors.
     """
     model.to(META)
     ledger = Ledger()
@@ -259,7 +263,7 @@ def of_sampling(model: Generation) -> tuple[Part, ...]:
     except (NotImplementedError, RuntimeError) as error:
         if "meta" not in str(error):
             raise
-        raise ValueError(
+        raise DependsOnImagesError(
             "How often a network is asked depends on the images here, which are not made: "
             f"{str(error).splitlines()[0]} Sample a few, and read `cost` in their results.json."
         ) from error

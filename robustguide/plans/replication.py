@@ -134,35 +134,44 @@ class Left:
     """Work of the runs that have no results.
 
     Attributes:
-        flops: Of all of them; judges and metrics are not counted.
+        flops: Of those whose work does not depend on the images; judges and metrics are not
+            counted.
         speed: FLOP/s of a batch of the first of them, measured here.
+        timed: Seconds of the others, by a batch of each that was timed here.
     """
 
-    flops: float
-    speed: float
+    flops: float = 0.0
+    speed: float = math.inf
+    timed: float = 0.0
 
     @property
     def hours(self) -> float:
         """On this machine, one run after another."""
-        return self.flops / self.speed / 3600
+        return (self.flops / self.speed + self.timed) / 3600
 
 
 def cost_of_left(runs: Ablation, batch: int = 20) -> Left:
     """Counts what is left, and times a batch of the first cell of it.
 
+    A cell in which images decide how often a network is asked cannot be counted, and is timed.
+
     Args:
         runs: Of which some may have results.
-        batch: Images of the batch that is timed.
+        batch: Images of a batch that is timed.
     """
-    blocks = {cell: runs.blocks - len(runs.done(cell)) for cell in runs.methods}
-    flops, speed = 0.0, math.inf
-    for cell, count in blocks.items():
-        if not count:
+    flops, speed, timed = 0.0, math.inf, 0.0
+    for cell in runs.methods:
+        images = runs.count * (runs.blocks - len(runs.done(cell)))
+        if not images:
             continue
         words = [f"--{change.removeprefix('--')}" for change in runs.methods[cell].changes]
         told = cost.read([str(file) for file in runs.files(cell)], words)
-        found = cost.cost_of(told, runs.count)
+        try:
+            found = cost.cost_of(told, runs.count)
+        except cost.DependsOnImagesError:
+            timed += images / measured(told, batch).images_a_second
+            continue
         if not flops:
             speed = found.flops * measured(told, batch).images_a_second
-        flops += found.flops * runs.count * count
-    return Left(flops, speed)
+        flops += found.flops * images
+    return Left(flops, speed, timed)

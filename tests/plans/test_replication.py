@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from robustguide.plans import replication
 from robustguide.plans.ablation import Way
-from robustguide.plans.replication import PLAN, read
+from robustguide.plans.measuring import Measured
+from robustguide.plans.replication import PLAN, cost_of_left, read
 
 ROOT = Path(__file__).parents[2]
 PLANNED = {
@@ -106,3 +108,22 @@ def test_the_plan_that_ships_runs_no_cell_that_no_table_shows(monkeypatch):
     shown = {cell for table in found.tables.values() for cell in table.cells}
     assert shown == set(found.runs.methods)  # no cell is run that no table shows
     assert all(table.claims and table.source and table.found for table in found.tables.values())
+
+
+def test_what_is_left_is_counted_and_where_images_decide_timed(tmp_path, monkeypatch):
+    """At 20 images a second, each counted image takes its share of the first one's FLOPs."""
+    monkeypatch.chdir(ROOT)
+    taken = Measured("cpu", 20, 1.0, None, None, "")
+    monkeypatch.setattr(replication, "measured", lambda told, batch: taken)
+    plan = read(PLAN, tmp_path)
+    once, twice = (
+        cost_of_left(plan.runs.only(cells))
+        for cells in (["unguided"], ["unguided", "free_2", "gradient_free"])
+    )
+    assert once.timed == 0 and once.hours == pytest.approx(3 * 1000 / 20 / 3600)
+    # two evaluations in place of one; what is only timed takes as long as the first cell
+    assert twice.flops == pytest.approx(3 * once.flops, rel=0.01)
+    assert twice.timed == 3 * 1000 / 20 and twice.hours == pytest.approx(4 * once.hours, rel=0.01)
+    (tmp_path / "unguided/block_0").mkdir(parents=True)
+    (tmp_path / "unguided/block_0/results.json").touch()
+    assert cost_of_left(plan.runs.only(["unguided"])).hours == pytest.approx(once.hours * 2 / 3)
