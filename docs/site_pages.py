@@ -3,6 +3,7 @@
 MkDocs calls the functions whose names begin with `on_`.
 """
 
+import ast
 import posixpath
 import re
 from pathlib import Path
@@ -17,6 +18,8 @@ PACKAGE = Path(__file__).parents[1] / "robustguide"
 MODULES = ("interfaces", "specification", "files")  # public modules that are no package
 FIRST = "start-here.md"
 LINK = re.compile(r"\]\(([^)\s#:]+)((?:#[^)\s]*)?)\)")
+SHOWN = "{show_root_heading: true, show_root_toc_entry: true, show_root_full_path: false}"
+SILENT = "{members: []}"
 MARKER = re.compile(r"^<!-- .* -->$", re.MULTILINE)
 
 
@@ -32,7 +35,7 @@ class Powers(Extension):
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Adds the pages of the API to the navigation."""
     config.markdown_extensions.append(Powers())
-    pages: list[Any] = [{name: page_of(name)} for name in public()]
+    pages: list[Any] = [{name.removeprefix("robustguide."): page_of(name)} for name in public()]
     config.nav = [*(config.nav or []), {"API": pages}]
     return config
 
@@ -82,9 +85,21 @@ def text_of(name: str) -> str:
     """A page: what a package exports; of one that exports nothing, what its modules are for."""
     place = PACKAGE.parent.joinpath(*name.split("."))
     init = place / "__init__.py"
-    text = f"# {name}\n\n::: {name}\n"
-    if not init.exists() or "__all__" in init.read_text():
-        return text
-    modules = sorted(path.stem for path in place.glob("*.py") if path != init)
-    parts = (f"## {each}\n\n::: {name}.{each}\n    options: {{members: []}}\n" for each in modules)
-    return "\n".join([text, *parts])
+    parts = [f"# {name}\n\n::: {name}\n"]
+    if init.exists():
+        modules = sorted(path.stem for path in place.glob("*.py") if path != init)
+        names = exported(init)
+        hidden = [each for each in modules if each in names]  # by the module of the same name
+        parts += [f"::: {name}.{each}.{each}\n    options: {SHOWN}\n" for each in hidden]
+        alone = [] if names else modules
+        parts += [f"## {each}\n\n::: {name}.{each}\n    options: {SILENT}\n" for each in alone]
+    return "\n".join(parts)
+
+
+def exported(init: Path) -> list[str]:
+    """What a package names in its `__all__`; nothing where it has none."""
+    for statement in ast.parse(init.read_text()).body:
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "__all__":
+            names: list[str] = ast.literal_eval(statement.value)
+            return names
+    return []
