@@ -13,9 +13,11 @@ import worked
 
 from robustguide import load_classifier, load_denoiser
 from robustguide.checkpoints.references import open_reference
-from robustguide.data import Folder
+from robustguide.data import Digits, Folder
 from robustguide.data.splits import SPLITS
 from robustguide.metrics.protocols import protocol
+from robustguide.modules import Denoising
+from robustguide.noise import UniformT, linear_levels
 
 BACKBONE, DATA = "adding-a-backbone.md", "adding-a-data-set.md"
 MODULES = worked.modules(BACKBONE) | worked.modules(DATA)
@@ -66,8 +68,14 @@ def test_a_backbone_of_ones_own_is_trained_and_found_by_its_name(followed):
 
 def test_the_denoiser_has_learned(followed):
     """The mean square of the noise is 1, and so is the loss of a network that predicts none."""
-    loss = metrics_of(followed(BACKBONE).folder / "runs/my_denoiser")["loss"]
-    assert loss["value"] < 0.5
+    path = followed(BACKBONE).folder / "runs/my_denoiser/denoiser.safetensors"
+    denoiser = load_denoiser(str(path), trust=["my_nets"])
+    split = Digits().split("test")
+    x_0, y, _ = split.__getitems__(list(range(len(split))))
+    noise = UniformT(linear_levels())
+    torch.manual_seed(0)
+    sigma, eps = noise.sample(len(x_0), x_0.device), torch.randn_like(x_0)
+    assert Denoising(denoiser, noise).loss(x_0, y, sigma, eps) < 0.3
 
 
 def shares(text):
@@ -130,7 +138,7 @@ def test_a_folder_and_a_table_hold_the_same_images(followed, monkeypatch):
 
 def test_shapes_are_told_apart(followed):
     accuracy = metrics_of(followed(DATA).folder / "runs/shapes_test")
-    assert accuracy["test/accuracy"]["value"] > 0.7
+    assert accuracy["accuracy"]["value"] > 0.7
 
 
 @pytest.mark.parametrize("name", ["shapes", "table"])
@@ -143,7 +151,7 @@ def test_statistics_say_what_they_are_of(followed, monkeypatch, name):
     reference = open_reference(f"runs/{name}.safetensors", protocol("classifier_features"))
     told = reference.provenance
     assert (told.data, told.split) == (type(source).__name__, "train")
-    assert told.count == len(source.split("train")) and '"size"=16' not in told.recipe
+    assert told.count == len(source.split("train"))
     assert "size=16" in told.recipe
     mean = reference.moments["features"].mean
     assert mean.shape == (64,) and torch.isfinite(mean).all()
