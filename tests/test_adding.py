@@ -17,14 +17,6 @@ from robustguide.data.splits import SPLITS
 from robustguide.metrics.protocols import protocol
 from robustguide.modules import Denoising
 from robustguide.noise import UniformT, linear_levels
-from robustguide.modules import Denoising
-from robustguide.noise import UniformT, linear_levels
-from robustguide.modules import Denoising
-from robustguide.noise import UniformT, linear_levels
-from robustguide.modules import Denoising
-from robustguide.noise import UniformT, linear_levels
-from robustguide.modules import Denoising
-from robustguide.noise import UniformT, linear_levels
 
 BACKBONE, DATA = "adding-a-backbone.md", "adding-a-data-set.md"
 MODULES = worked.modules(BACKBONE) | worked.modules(DATA)

@@ -172,34 +172,6 @@ def test_a_page_in_a_browser(site, chromium, name, width, scheme):
         ("Krippendorff", "survey.html"),
     ],
 )
-@pytest.mark.parametrize(
-    ("words", "wanted"),
-    [
-        ("ClassifierGuidance", "api/robustguide.guidance.html#robustguide.guidance"),
-        ("Krippendorff", "survey.html"),
-    ],
-)
-@pytest.mark.parametrize(
-    ("words", "wanted"),
-    [
-        ("ClassifierGuidance", "api/robustguide.guidance.html#robustguide.guidance"),
-        ("Krippendorff", "survey.html"),
-    ],
-)
-@pytest.mark.parametrize(
-    ("words", "wanted"),
-    [
-        ("ClassifierGuidance", "api/robustguide.guidance.html#robustguide.guidance"),
-        ("Krippendorff", "survey.html"),
-    ],
-)
-@pytest.mark.parametrize(
-    ("words", "wanted"),
-    [
-        ("ClassifierGuidance", "api/robustguide.guidance.html#robustguide.guidance"),
-        ("Krippendorff", "survey.html"),
-    ],
-)
 def test_the_search_finds_a_class_and_a_page(site, chromium, words, wanted):
     with page(chromium, site / "index.html", within=site) as opened:
         opened.locator("input.md-search__input").fill(words)
