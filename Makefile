@@ -35,7 +35,7 @@ check: install
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m check
 
 docs: install
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "Open site/index.html in a browser; it needs no network."
 
 bench: install
