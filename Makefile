@@ -1,5 +1,6 @@
 # Two commands: `make demo` shows the main job end to end, `make test` checks everything in process.
 # `make check` runs what takes longer: faults, a real Slurm, a browser, the commands of README.md.
+# `make docs` builds docs/ and the docstrings as a site of pages, site/index.html.
 # `make bench` times everything, in about 25 minutes, and writes benchmarks/results.md.
 # `make replicate` runs what is missing of docs/replication.md; hours, and it can be stopped.
 # `make faults KILLS=200 MOMENTS=1` kills work at more random moments than `make check` does.
@@ -10,7 +11,7 @@ FOLDER ?= runs/demo
 KILLS ?= 200
 BIN := .venv/bin
 
-.PHONY: install demo test check bench replicate faults clean
+.PHONY: install demo test check docs bench replicate faults clean
 
 install: .venv/installed
 
@@ -33,6 +34,10 @@ test: install
 check: install
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m check
 
+docs: install
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "Open site/index.html in a browser; it needs no network."
+
 bench: install
 	@$(BIN)/python benchmarks/bench.py
 
@@ -43,4 +48,4 @@ faults: install
 	@OMP_NUM_THREADS=1 KILLS=$(KILLS) MOMENTS=$(MOMENTS) $(BIN)/python -m pytest -q -s -m check tests/test_faults.py
 
 clean:
-	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv runs build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -20,7 +20,7 @@ def browser():
 
 
 @contextmanager
-def page(opened, path, width=1400, height=900, **context):
+def page(opened, path, width=1400, height=900, within=None, **context):
     """A page of a file, which must not complain, ask for anything or leave a picture empty.
 
     Args:
@@ -28,6 +28,7 @@ def page(opened, path, width=1400, height=900, **context):
         path: An HTML file.
         width: Of the window, in pixels.
         height: Of the window.
+        within: A folder whose other files the page may ask for; null for a page that is one file.
         context: More for the browser's context, such as color_scheme="dark".
     """
     made = opened.new_context(viewport={"width": width, "height": height}, **context)
@@ -38,7 +39,7 @@ def page(opened, path, width=1400, height=900, **context):
     try:
         found.goto(path.resolve().as_uri())
         yield found
-        inside = ("data:", "blob:", path.resolve().as_uri())
+        inside = ("data:", "blob:", (within or path).resolve().as_uri())
         assert not complaints, complaints
         assert not [url for url in asked if not url.startswith(inside)], asked
         assert found.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")

@@ -4,8 +4,6 @@ import importlib.util
 import json
 import re
 import shlex
-import sys
-import types
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from PIL import Image
 from safetensors.torch import save_file
+from worked import fenced, module_of, names_in
 
 from robustguide import main as command_line
 from robustguide.guidance import Guidance, Scaled
@@ -23,32 +22,14 @@ from robustguide.samplers.ancestral import posterior
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TOURED = ("unguided", "plain_guided", "robust_guided", "classifier_free")
 
 
-def fenced(name, language):
-    """Blocks of one language in a document."""
-    found = FENCE.findall((ROOT / "docs" / name).read_text())
-    return [source for spoken, source in found if spoken == language]
-
-
-def module_of(name, source):
-    """A module that can be imported by its name from here on."""
-    module = types.ModuleType(name)
-    sys.modules[name] = module
-    exec(compile(source, f"docs/adding-a-guidance.md, {name}", "exec"), vars(module))
-    return module
-
-
-TERM, TEST = fenced("adding-a-guidance.md", "python")
-MY_GUIDANCE = module_of("my_guidance", TERM)
+PAGE = "adding-a-guidance.md"
+TERM, TEST = fenced(PAGE, "python")
+MY_GUIDANCE = module_of("my_guidance", TERM, PAGE)
 globals().update(  # the tests of the example, which pytest then finds here
-    {
-        key: value
-        for key, value in vars(module_of("test_my_guidance", TEST)).items()
-        if key[0] != "_"
-    }
+    names_in(module_of("test_my_guidance", TEST, PAGE))
 )
 
 
@@ -58,7 +39,7 @@ def test_the_example_is_as_short_as_promised():
 
 
 def test_the_example_is_built_by_its_configuration():
-    (text,) = fenced("adding-a-guidance.md", "yaml")
+    (text,) = fenced(PAGE, "yaml")
     described = yaml.safe_load(text)["model"]["init_args"]["guidance"]
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--guidance", type=dict[str, Guidance])

@@ -2,8 +2,9 @@
 
 The folder has the configurations, the Makefile and the present environment as its `.venv`, marked
 as installed: so `make demo` is the real one without the installation. `make test` is what runs
-the tests, so it is not run by one; `make --dry-run` says what it would do. A block that starts a
-server or needs a cluster is listed in NOT_RUN, with what is checked instead.
+the tests, so it is not run by one, and `make docs` has a test of its own; `make --dry-run` says
+what they would do. A block that starts a server or needs a cluster is listed in NOT_RUN, with what
+is checked instead.
 
 What is printed may have more lines than README.md shows. Shown lines must come in their order,
 with the same words, and numbers within the tolerance that stands before the block: absolute, and
@@ -28,6 +29,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 NOT_RUN = {
     "make test": "runs this",
+    "make docs": "is built by tests/test_site.py",
     "tensorboard": "is a server",
     "sbatch": "needs a cluster; tests/slurm runs the scripts",
 }
@@ -177,6 +179,8 @@ def test_what_is_not_run_is_listed_and_still_exists(folder):
     assert not any(block.shown for block in left)
     printed = run(Block("bash", "make --dry-run test"), folder)
     assert any("pytest" in line for line in printed) and any("mypy" in line for line in printed)
+    printed = run(Block("bash", "make --dry-run docs"), folder)
+    assert any("mkdocs build --strict" in line for line in printed)
 
 
 def test_the_options_of_tensorboard_are_known(folder):
