@@ -26,10 +26,19 @@ from robustguide import main as command_line
 from robustguide.attacks import L2Ball, LinfBall
 from robustguide.cards import card
 from robustguide.checkpoints import build, export
-from robustguide.classifiers import NoiseConditioned, SigmaConditioned
+from robustguide.classifiers import Decoded, NoiseConditioned, SigmaConditioned
 from robustguide.classifiers.clip import clip
 from robustguide.codecs import EDM2Codec, KLAutoencoder, StableDiffusionCodec
-from robustguide.data import Balanced, Listed, Random
+from robustguide.commands import encode
+from robustguide.data import (
+    Balanced,
+    Encoding,
+    FashionMNIST,
+    Listed,
+    Manifest,
+    Random,
+)
+from robustguide.data.splits import SPLITS
 from robustguide.denoisers import EDMDenoiser
 from robustguide.guidance import Channels, ClassifierFree, Guided, RawLogit, Reference, WithinSteps
 from robustguide.interfaces import Classifier
@@ -56,14 +65,19 @@ SHAPES = {
 }
 
 
-def commands(file):
-    """The command lines in the comment that a file begins with, as words behind `robustguide`."""
+def lines(file):
+    """All command lines in the comment that a file begins with, as words behind `robustguide`."""
     head = []
     for line in (ROOT / file).read_text().splitlines():
         if not line.startswith("#"):
             break
         head.append(line.removeprefix("#").strip())
     return [tuple(shlex.split(line)[1:]) for line in head if line.startswith("robustguide ")]
+
+
+def commands(file):
+    """Those that read the file; others make what it reads."""
+    return [words for words in lines(file) if words[0] in command_line.CommandLine.subcommands()]
 
 
 def configs(command):
@@ -133,6 +147,14 @@ def write_autoencoder(folder):
     save_file(tensors, Path(folder, "diffusion_pytorch_model.safetensors"))
 
 
+def write_latents(folder):
+    """A manifest as `robustguide encode` leaves it, of no images."""
+    encoding = Encoding("KLCodec", "", (1, 32, 32), 4, "float16", False, (1.0,) * 4, (0.0,) * 4)
+    names = [str(y) for y in range(10)]
+    Path(folder).mkdir(parents=True)
+    Manifest(names, (4, 8, 8), "", {split: [] for split in SPLITS}, encoding).write(Path(folder))
+
+
 @pytest.fixture(scope="module")
 def fetched():
     """Weights that a library was asked to fetch."""
@@ -173,6 +195,8 @@ def newcomer(tmp_path_factory, fetched) -> Iterator[None]:
         text = " ".join((ROOT / file).read_text() for file in FILES)
         for path in sorted(set(re.findall(r"[\w/]+/(?:classifier|denoiser)\.safetensors", text))):
             write_checkpoint(path)
+        for folder in sorted(set(re.findall(r"root: (runs/\w+_latents)\}", text))):
+            write_latents(folder)
         for folder in sorted(set(re.findall(r"path: (models/[\w-]+)\}", text))):
             write_autoencoder(folder)
         yield
@@ -664,6 +688,33 @@ def test_elucd_on_latents_moves_the_channels_that_are_published():
     assert free.scales == (0.5,) and free.term.count == matched.second.count == 3
     assert matched.first.term.count == 3 and matched.first.every == 5
     assert guidance["elucd"].scales == (1.5,) and matched.moves_denoised
+
+
+def test_latents_are_encoded_by_the_codec_that_was_trained_for_them():
+    """The command in the head of a configuration of shards, and the two runs beside it."""
+    file = "configs/fit/fashion_mnist_latent_dit.yaml"
+    (words,) = (words[1:] for words in lines(file) if words[0] == "encode")
+    arguments = encode.parser(words)
+    given = arguments.parse_args(words)
+    trained = stated("configs/fit/fashion_mnist_autoencoder.yaml")["trainer.default_root_dir"]
+    assert given.codec == f"{trained}/codec.safetensors" and not given.mirrored
+    assert given.folder == stated(file)["data.source.root"]
+    source = arguments.instantiate(given).source
+    assert type(source) is FashionMNIST
+    codec = of("fit/fashion_mnist_autoencoder").model.codec
+    latents = codec.latent_shape(source.shape)
+    assert of("fit/fashion_mnist_latent_dit").model.denoiser.shape == latents == (4, 8, 8)
+
+
+def test_elucd_on_shipped_latents_goes_with_the_weight_of_classifier_free_guidance():
+    """Its scale multiplies the same difference; the classifier reads what is decoded."""
+    model = of("replication/latent_elucd").model
+    free, elucd = (model.guidance[name] for name in ("free", "elucd"))
+    assert elucd.scales == (free.scales[0] + 1,)
+    reader = model.reading.classifier
+    assert type(reader) is Decoded and reader is elucd.term.first.term.classifier
+    assert model.codec.latent_shape((1, 32, 32)) == model.denoiser.shape == reader.shape
+    assert model.sampler.clip is None
 
 
 def test_universal_guidance_by_prompts():

@@ -13,9 +13,10 @@ from robustguide.commands.objects import add_object
 
 EXAMPLES = """examples:
   robustguide encode --codec runs/fashion_mnist_autoencoder/codec.safetensors \\
-    --source robustguide.data.FashionMNIST --source.size 32 --folder runs/fashion_mnist_latents
+    --source robustguide.data.FashionMNIST --source.size 32 --mirrored false \\
+    --folder runs/fashion_mnist_latents
 
-  robustguide encode --codec FOLDER/sd-vae-ft-ema --folder FOLDER/imagenet256_latents \\
+  robustguide encode --codec card:sd-vae-ft-ema --folder FOLDER/imagenet256_latents \\
     --source robustguide.data.Folder --source.root FOLDER/imagenet --source.size 256
 
   EDM2's latents of the same autoencoder are others:
@@ -47,7 +48,7 @@ def parser(words: Sequence[str]) -> ArgumentParser:
         formatter_class=Formatter,
     )
     arguments.add_argument("--config", action="config", help="arguments as a YAML file")
-    what = "file that a run exported, folder in the layout of diffusers, or class path"
+    what = "file that a run exported, card:NAME, folder in the layout of diffusers, or class path"
     codec = "robustguide.interfaces.Codec"
     add_object(arguments, words, "--codec", codec, what, takes_text=True, required=True)
     source = "robustguide.data.ImageSource"
@@ -79,8 +80,11 @@ def encode(built: Namespace, recipe: str) -> None:
     from robustguide.codecs import KLCodec
     from robustguide.data import LatentWriter
     from robustguide.data.splits import SPLITS
+    from robustguide.plans.columns import loading
 
-    codec = load_codec(built.codec) if isinstance(built.codec, str) else built.codec
+    codec = built.codec
+    if isinstance(codec, str):
+        codec = load_codec(**loading("codec", codec)["init_args"])
     if not isinstance(codec, KLCodec):
         raise ValueError(
             f"A {type(codec).__name__} makes no latents; give a robustguide.codecs.KLCodec."

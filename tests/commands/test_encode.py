@@ -5,7 +5,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from robustguide.checkpoints import export
+from robustguide.checkpoints import export, load_codec
 from robustguide.codecs import KLCodec
 from robustguide.commands import encode
 from robustguide.data import DataError, Digits, LatentShards, Manifest, fingerprint
@@ -58,6 +58,17 @@ def test_a_codec_is_named_by_its_class(tmp_path):
     assert [shard.count for shard in manifest.shards["validation"]] == [100, 79]
     codec = KLCodec(latent.autoencoder(latent_channels=4))
     assert manifest.encoding.fingerprint != fingerprint(codec)
+
+
+def test_a_codec_is_named_by_its_card(tmp_path):
+    words = ["--codec=card:fashion-mnist-autoencoder", *SOURCE, f"--folder={tmp_path}"]
+    assert encode.run(words) == 0
+    manifest = Manifest.read(tmp_path)
+    assert manifest.shape == (4, 2, 2)
+    codec = load_codec(card="fashion-mnist-autoencoder")
+    assert manifest.encoding.fingerprint == fingerprint(codec)
+    with pytest.raises(ValueError, match="holds a denoiser, but a codec was asked for"):
+        encode.run(["--codec=card:fashion-mnist-latent-dit", *words[1:]])
 
 
 def test_a_terminal_sees_a_bar(file, tmp_path, monkeypatch):
