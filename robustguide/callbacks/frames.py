@@ -13,7 +13,7 @@ from robustguide.callbacks.reporting import Reporting, publish, run_folder
 from robustguide.data.parts import Part
 from robustguide.files import whole
 from robustguide.interfaces import to_pixels
-from robustguide.report import figures
+from robustguide.report import sheets
 from robustguide.samplers import Observation
 
 FILE = "frames.safetensors"
@@ -165,7 +165,7 @@ class Frames(Reporting):
         with whole(run_folder(trainer) / FILE) as part:
             save_file(tensors, part)
         draw = partial(
-            figures.trajectory,
+            sheets.trajectory,
             tensors["x"][0].float(),
             tensors["denoised"][0].float() / 127.5 - 1,
             tensors["displacement"][0],

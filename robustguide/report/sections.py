@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from robustguide.report import by_noise, figures, numbers, pairing
+from robustguide.report import by_noise, numbers, pairing, sheets
 from robustguide.report.page import Block, Heading, Listing, Paragraph, Picture, Table, write_page
 from robustguide.report.runs import Frames, Run
 
@@ -165,11 +165,11 @@ def trajectory(run: Run, frames: Frames, pair: tuple[int, int] | None) -> Pictur
     pair = pair or frames.pairs[0]
     row = frames.pairs.index(pair)
     x, denoised, displacement = (
-        figures.reduced(frames.tensors[name][row].float(), pairing.SIDE)
+        sheets.reduced(frames.tensors[name][row].float(), pairing.SIDE)
         for name in ("x", "denoised", "displacement")
     )
     sigma = frames.tensors["sigma"].double()
-    figure = figures.trajectory(x, denoised / 127.5 - 1, displacement, sigma)
+    figure = sheets.trajectory(x, denoised / 127.5 - 1, displacement, sigma)
     what = f"{run.name}, seed {pair[0]}, label {pair[1]}"
     caption = (
         f"{what}. State at unit variance, predicted clean image, and what guidance adds to it: "
