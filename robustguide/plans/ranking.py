@@ -30,11 +30,12 @@ from robustguide.guidance import Evaluations, Objective, Step, Tempered, View, s
 from robustguide.guidance.classifier import ClassLabels
 from robustguide.interfaces import Classifier, Denoiser, Place
 from robustguide.metrics import Answers, AnswersByLevel
-from robustguide.modules.examination import evaluation_noise, evaluations
+from robustguide.modules.examination import evaluations
 from robustguide.modules.robust import LEVELS
 from robustguide.modules.trial import try_classifier
 from robustguide.noise import perturb
 from robustguide.plans.candidates import Candidate, Look, plain
+from robustguide.samplers import evaluation_noise
 from robustguide.specification import Specification
 
 FORMAT = 1  # of what is kept: raise it where the same setting would be measured otherwise

@@ -16,10 +16,11 @@ from robustguide.commands import rank
 from robustguide.guidance import AtDenoised, AtState
 from robustguide.main import CommandLine
 from robustguide.metrics import Answers
-from robustguide.modules.examination import EVALUATION, Examination
+from robustguide.modules.examination import Examination
 from robustguide.plans import ranking
 from robustguide.plans.candidates import Candidate, Look
 from robustguide.samplers import SeededNoise
+from robustguide.samplers.seeds import EVALUATION
 
 # The exact classifier of `oracles.plane` with noise, its logits times a factor, and data of it
 OWN = """
