@@ -30,9 +30,8 @@ from robustguide.modules.fitting import Method, complaints, fit
 from robustguide.modules.kept import Kept
 from robustguide.modules.latent import Space
 from robustguide.modules.resuming import refuse_other_network
-from robustguide.modules.robust import LEVELS
 from robustguide.modules.trial import held_out, try_denoiser, try_on_data
-from robustguide.noise import Grid
+from robustguide.noise import LEVELS, Grid
 from robustguide.samplers.seeds import EVALUATION
 
 Batch = tuple[Tensor, Tensor, Tensor]

@@ -30,8 +30,7 @@ from robustguide.interfaces import Place
 from robustguide.metrics.jackknife import reach
 from robustguide.metrics.vectors import cosines, lengths
 from robustguide.modules.examination import evaluations
-from robustguide.modules.robust import LEVELS
-from robustguide.noise import expand, perturb
+from robustguide.noise import LEVELS, expand, perturb
 from robustguide.plans.columns import CLASSIFIER_FREE, Column
 from robustguide.samplers import evaluation_noise
 

@@ -3,6 +3,7 @@
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from robustguide.noise import expand, vp_scale
 from robustguide.report.figures import (
     DPI,
     SMALL,
@@ -68,6 +70,49 @@ def grid_comparison(
     return sheet.figure
 
 
+@dataclass(frozen=True)
+class Column:
+    """Tiles below each other, one a noise level.
+
+    Attributes:
+        title: Above the first.
+        images: In [-1, 1], or gradients; of latents, see `gradient_panel`.
+        is_signed: Whether they are drawn around grey, each on a scale of its own.
+    """
+
+    title: str
+    images: Float[Tensor, "n c h w"]
+    is_signed: bool = False
+
+
+def level_sheet(columns: Sequence[Column], sigmas: Values, heading: str = "") -> Figure:
+    """One row a noise level.
+
+    Args:
+        columns: From left to right; each has an image for every level.
+        sigmas: Noise level of each row.
+        heading: A line above all.
+    """
+    levels, margin = numbers_of(sigmas), _room(["sigma = 0.00"])
+    folded = _folded([column.title for column in columns], (WIDTH - margin) / len(columns))
+    above = LINE if heading else 0.0
+    sheet = _Sheet(len(levels), len(columns), header=_header(folded) + above, margin=margin)
+    if heading:
+        sheet.heading(heading)
+    for place, title in enumerate(folded):
+        sheet.title(title, 0, place)
+    for row, sigma in enumerate(levels):
+        sheet.name(level_name(sigma), row)
+    for place, column in enumerate(columns):
+        tiles = _tiled(column.images.detach().cpu())
+        for row in range(len(levels)):
+            if column.is_signed:
+                sheet.tile(_signed(tiles[row]), row, place, colours="RdBu_r")
+            else:
+                sheet.tile(_pixels(tiles[row : row + 1])[0], row, place)
+    return sheet.figure
+
+
 def gradient_panel(
     x: Float[Tensor, "n c h w"],
     gradients: Mapping[str, Float[Tensor, "n c h w"]],
@@ -86,23 +131,15 @@ def gradient_panel(
         sigmas: Noise level of each row.
         heading: A line above all.
     """
-    levels, margin = numbers_of(sigmas), _room(["sigma = 0.00"])
-    scale = torch.as_tensor((1 + levels**2) ** -0.5)
-    noisy = _pixels(_tiled(x.detach().cpu().double() * scale[:, None, None, None]))
-    folded = _folded(["noisy image", *gradients], (WIDTH - margin) / (1 + len(gradients)))
-    above = LINE if heading else 0.0
-    sheet = _Sheet(len(levels), len(folded), header=_header(folded) + above, margin=margin)
-    if heading:
-        sheet.heading(heading)
-    for column, title in enumerate(folded):
-        sheet.title(title, 0, column)
-    for row, sigma in enumerate(levels):
-        sheet.name(level_name(sigma), row)
-        sheet.tile(noisy[row], row, 0)
-        for column, gradient in enumerate(gradients.values(), start=1):
-            tile = _tiled(gradient[row : row + 1].detach().cpu())[0]
-            sheet.tile(_signed(tile), row, column, colours="RdBu_r")
-    return sheet.figure
+    noisy = Column("noisy image", at_unit_variance(x, sigmas))
+    drawn = [Column(title, found, is_signed=True) for title, found in gradients.items()]
+    return level_sheet([noisy, *drawn], sigmas, heading)
+
+
+def at_unit_variance(x: Float[Tensor, "n c h w"], sigmas: Values) -> Float[Tensor, "n c h w"]:
+    """Noisy images x / sqrt(1 + sigma^2), a level each, float64 on the host."""
+    scale: Tensor = vp_scale(torch.as_tensor(numbers_of(sigmas)))
+    return x.detach().cpu().double() / expand(scale, x)
 
 
 def trajectory(
