@@ -223,6 +223,15 @@ def test_other_classes_are_refused(own, tmp_path):
         main(["rank", moved, *words(own, tmp_path)[1:]])
 
 
+def test_images_of_other_channels_are_refused(tmp_path):
+    names, shape = "0123456789", (3, 8, 8)
+    colour = tiny.classifier(shape=list(shape))
+    path = written(tmp_path / "colour.safetensors", colour, names, shape, ())
+    said = "colour: the classifier reads images of 3 x 8 x 8, the data have 1 x 8 x 8; give data of"
+    with pytest.raises(ValueError, match=said):
+        main(["rank", path, "--data=robustguide.data.Images", f"--folder={tmp_path}"])
+
+
 def test_logits_are_those_of_an_examination():
     """Both views at once, several draws, and one evaluation of the denoiser for all candidates."""
     torch.manual_seed(0)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from robustguide.report import gradient_panel, grid_comparison, image_grid
-from robustguide.report.sheets import reduced, trajectory
+from robustguide.report import gradient_panel, grid_comparison, image_grid, save
+from robustguide.report.sheets import Column, level_sheet, reduced, trajectory
 
 
 def texts(figure):
@@ -109,3 +109,24 @@ def test_reduced_images_keep_their_mean_and_their_form():
     assert small.shape == (2, 3, 32, 16)
     torch.testing.assert_close(small.mean(), images.mean(), atol=0.01, rtol=0)
     assert reduced(small, 32) is small
+
+
+def test_a_sheet_by_level_draws_images_as_they_are_and_signed_ones_around_grey():
+    images = torch.tensor([-1.0, 0.0, 1.0])[:, None, None, None].expand(3, 1, 2, 2)
+    signs = torch.tensor([[1.0, -1.0], [0.0, 1.0]]).expand(3, 1, 2, 2)
+    columns = [Column("a_b", images), Column("c", 1e-9 * signs, is_signed=True)]
+    figure = level_sheet(columns, [0.1, 1.0, 10.0], "above")
+    drawn = tiles(figure)
+    assert len(drawn) == 6
+    np.testing.assert_allclose([tile[0, 0] for tile in drawn[::2]], [0, 0.5, 1], atol=1e-6)
+    for tile in drawn[1::2]:
+        np.testing.assert_allclose(tile, [[1, 0], [0.5, 1]], atol=1e-6)
+    assert texts(figure) == [
+        *("above", "a b", "c"),
+        *(rf"$\sigma$ = {level}" for level in ("0.1", "1", "10")),
+    ]
+
+
+def test_an_image_of_no_numbers_can_be_drawn(tmp_path):
+    column = Column("a", torch.full((1, 1, 2, 2), math.nan), is_signed=True)
+    assert save(level_sheet([column], [1.0]), tmp_path / "a.png").is_file()
