@@ -1,9 +1,11 @@
 """What a network in training makes of a few validation images at each noise level."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -148,11 +150,8 @@ class GradientsByNoise(ByNoise):
             x.append(perturb(x_0, sigma, noise))
             found.append(score(module.classifier, x[-1], sigma, y).float())
             norms.append(float((vp_scale(sigma) * lengths(found[-1])).quantile(0.5)))
-        neighbours = [
-            float(cosines(low, high).nanmean())
-            for low, high in zip(found, found[1:], strict=False)
-        ]
-        series = {"norm": norms, "neighbour": [*neighbours, None]}
+        neighbours = [float(cosines(low, high).nanmean()) for low, high in pairwise(found)]
+        series = {"norm": norms, "neighbour": [*neighbours, math.nan]}
         log_points(trainer, "val", module.levels, series, "gradient_")
         rows = first_of_classes(y, self.shown)
         titles = titles_of(trainer, y[rows])
@@ -177,11 +176,9 @@ class DenoisedByNoise(ByNoise):
         ValueError: For no level, or one that is not positive and finite.
     """
 
-    def __init__(
-        self, levels: Sequence[float] = LEVELS, count: int = 16, shown: int = 3
-    ) -> None:
+    def __init__(self, levels: Sequence[float] = LEVELS, count: int = 16, shown: int = 3) -> None:
         super().__init__(count, shown)
-        if not levels or not all(0 < level < float("inf") for level in levels):
+        if not levels or not all(0 < level < math.inf for level in levels):
             raise ValueError(
                 f"levels must be positive, finite noise levels, got {list(levels)}; leave them "
                 "out for the usual ones."
@@ -190,9 +187,7 @@ class DenoisedByNoise(ByNoise):
 
     def reads(self, module: Any) -> bool:
         """Whether it trains a denoiser."""
-        return hasattr(module, "space") and isinstance(
-            getattr(module, "denoiser", None), Denoiser
-        )
+        return hasattr(module, "space") and isinstance(getattr(module, "denoiser", None), Denoiser)
 
     def show(
         self, trainer: Trainer, module: Any, images: Tensor, y: Tensor, index: Tensor

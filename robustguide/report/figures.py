@@ -227,5 +227,3 @@ def margin_names(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None
             annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.5},
         )
-
-

@@ -124,8 +124,8 @@ def overview(runs: Sequence[Run]) -> Table:
         )
     caption = (
         "n: images that were made, or images that were measured. Seeds: the numbers of the images "
-        "of a generation, otherwise the seed of the run. Commit: of the code; changed where files of "
-        "the package were not those of the commit."
+        "of a generation, otherwise the seed of the run. Commit: of the code; changed where files "
+        "of the package were not those of the commit."
     )
     return Table(COLUMNS, rows, caption)
 

@@ -227,7 +227,9 @@ def test_images_of_other_channels_are_refused(tmp_path):
     names, shape = "0123456789", (3, 8, 8)
     colour = tiny.classifier(shape=list(shape))
     path = written(tmp_path / "colour.safetensors", colour, names, shape, ())
-    said = "colour: the classifier reads images of 3 x 8 x 8, the data have 1 x 8 x 8; give data of"
+    said = (
+        "colour: the classifier reads images of 3 x 8 x 8, the data have 1 x 8 x 8; give data of"
+    )
     with pytest.raises(ValueError, match=said):
         main(["rank", path, "--data=robustguide.data.Images", f"--folder={tmp_path}"])
 

@@ -23,7 +23,7 @@ def open_samples(path: str | os.PathLike[str]) -> Generated:
     """Samples of any tool, in any of three forms.
 
     Args:
-        path: A folder, that of a run included, an .npz file, a tar file, or a pattern of tar files.
+        path: A folder, be it of a run, an .npz file, a tar file, or a pattern of tar files.
 
     Raises:
         FileNotFoundError: There is nothing.
@@ -63,9 +63,10 @@ def samples_in(folder: Path) -> Path:
         )
     raise DataError(
         f"{folder} is the folder of a run, and holds no samples: its PNG files are figures, and "
-        "`robustguide test` measures images and keeps the first alone. Give the same configuration "
-        "to `robustguide predict`, with --trainer.callbacks=robustguide.callbacks.SampleWriter and "
-        "a --trainer.default_root_dir of its own, and score that folder."
+        "`robustguide test` measures images and keeps the first alone. Give the same "
+        "configuration to `robustguide predict`, with --trainer.callbacks="
+        "robustguide.callbacks.SampleWriter and a --trainer.default_root_dir of its own, and "
+        "score that folder."
     )
 
 

@@ -130,13 +130,17 @@ def run_folder(path):
 
 def test_figures_of_a_run_are_no_samples(tmp_path):
     run = run_folder(tmp_path / "run")
-    with pytest.raises(ValueError, match=r"run is the folder of a run, and holds no samples.*predi"):
+    with pytest.raises(
+        ValueError, match=r"run is the folder of a run, and holds no samples.*predi"
+    ):
         open_samples(run)
     first = sampled.Held(3)
     write_samples(first, run / "samples", "shards")
     sampled.assert_same(open_samples(run), first)  # as a merge leaves them
     write_samples(sampled.Held(5), run / "more.npz")
-    with pytest.raises(ValueError, match=r"run that holds 2 sets of samples; give one, such as .*"):
+    with pytest.raises(
+        ValueError, match=r"run that holds 2 sets of samples; give one, such as .*"
+    ):
         open_samples(run)
 
 
