@@ -139,4 +139,4 @@ def test_changed_code_and_typed_words_are_told(tmp_path):
     assert cells.count("01234567, changed") == 1 and cells.count("01234567") == 1
     listed = reader.texts("pre")
     assert "# was typed: robustguide test --config 'a b.yaml' '--model.guidance={}'" in listed[0]
-    assert "typed" not in listed[1]
+    assert "was typed" not in listed[1]
