@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import robust
-import training
 import turns
 
 HERE = Path(__file__).parent
@@ -24,9 +23,9 @@ HERE = Path(__file__).parent
 BENCHMARKS: dict[str, tuple[str, ...]] = {
     "startup": ("--turns", "2"),
     "robust": ("--turns", "2"),
-    "sampling": ("--turns", "2", "--images", "3", "--compared", "1"),
+    "sampling": ("--turns", "2", "--images", "4", "--steps", "6"),
     "evaluations": ("--images", "100"),
-    "training": ("--ways", *list(training.WAYS)[:4]),  # the others are cheaper attacks
+    "training": ("--ways", "published", "ours, bfloat16", "one step from a random point"),
     "scaling": ("--turns", "1"),
     "roofline": ("--repeats", "2"),
     "memory": (),

@@ -97,6 +97,7 @@ def sampled(name: str, images: int, folder: Path, *, is_apart: bool = False) -> 
                     "protocol": "fashion_mnist_features",
                     "weights": FEATURES,
                     "along": False,
+                    "reference": str(folder / "reference.safetensors"),  # the first cell makes it
                 },
             },
             {"class_path": "robustguide.callbacks.SampleGrid"},

@@ -69,7 +69,7 @@ class TrajectoryCalibration(Summed):
             self.curve(trainer, "test", "trajectory", levels, series)
             return
         facts, chance = integral_calibration(found, levels, self.resamples)
-        facts |= {"read_by": generation.read_by, "view": type(generation.reading.view).__name__}
+        facts |= {"read_by": generation.read_by, "view": generation.reading.looks}
         self.measured(module, "test", "integral_ece", found.integral_ece, **facts)
         series = {"ece": found.ece.tolist(), "label_agreement": found.accuracy.tolist()}
         all_of_it = series | {key: curve.tolist() for key, curve in chance.items()}

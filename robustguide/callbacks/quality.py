@@ -14,12 +14,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from robustguide.callbacks.judging import refuse_guides
-from robustguide.callbacks.references import reference_of
+from robustguide.callbacks.references import keep, kept_reference, reference_of
 from robustguide.callbacks.reporting import Reporting, callbacks_of, is_part, publish, run_folder
 from robustguide.callbacks.results import of_all
 from robustguide.callbacks.trajectory import Along, features_of
 from robustguide.checkpoints.extractors import load_extractor
-from robustguide.checkpoints.references import open_reference, with_activations
+from robustguide.checkpoints.references import with_activations
 from robustguide.data.parts import Part
 from robustguide.interfaces import to_pixels
 from robustguide.metrics.agreement import ClassAccuracy
@@ -53,7 +53,8 @@ class Quality(Reporting):
         protocol: Name of one of `robustguide.metrics.protocols`; null with an extractor.
         weights: File of its network; null is the file of its card, or the demo's.
         reference: File of the real images' statistics, of `robustguide stats` or as published;
-            null makes them from the data module's reference images, in every process.
+            null makes them from the data module's reference images, in every process. So does a
+            .safetensors file that is not there; it is written, and the runs after read it.
         along: Whether the predicted clean images are measured.
         batch_size: Images at a time, in the extractor.
         extractor: Network of one's own in place of a protocol: Frechet distance of its
@@ -106,7 +107,7 @@ class Quality(Reporting):
         Raises:
             FileNotFoundError: A file is missing.
             ValueError: Two callbacks measure the same; the reference is of another protocol,
-                extractor or resize; the judge of a class accuracy guides.
+                extractor or resize, or of other images; the judge of a class accuracy guides.
         """
         if stage != "test":
             return
@@ -122,8 +123,10 @@ class Quality(Reporting):
         if any(isinstance(measure, ClassAccuracy) for measure in self.protocol.measures):
             refuse_guides(self.extractor, dict(getattr(module, "guidance", {}).items()))
         if self.reference_file is not None:
-            self.reference = open_reference(self.reference_file, self.protocol)
-            self.protocol.require(self.reference, self.extractor.identity)
+            data = getattr(trainer, "datamodule", None)
+            self.reference = kept_reference(self.reference_file, data, self.protocol)
+            if self.reference is not None:
+                self.protocol.require(self.reference, self.extractor.identity)
 
     def on_test_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Makes the reference where there is none, and begins the sums."""
@@ -148,7 +151,10 @@ class Quality(Reporting):
         if all(measure.needs == "nothing" for measure in self.protocol.measures):
             return None
         data = getattr(trainer, "datamodule", None)
-        return reference_of(data, self.protocol, extractor, self.batch_size)
+        made = reference_of(data, self.protocol, extractor, self.batch_size)
+        if self.reference_file is not None and trainer.is_global_zero:
+            keep(made, self.reference_file)
+        return made
 
     def add(self, module: Any, outputs: Any) -> None:
         """Adds a batch."""

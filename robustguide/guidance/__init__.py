@@ -14,7 +14,13 @@ from robustguide.guidance.normalization import OfGradient, UnitNorm
 from robustguide.guidance.objectives import Objective, RawLogit, Tempered
 from robustguide.guidance.pairs import Matched, Pair, Switched
 from robustguide.guidance.published import dit_classifier_free, edm2_guidance, ho_salimans
-from robustguide.guidance.readings import Reading, reading_of, readings
+from robustguide.guidance.readings import (
+    AnyReading,
+    Reading,
+    SwitchedReading,
+    reading_of,
+    readings,
+)
 from robustguide.guidance.reference import (
     Autoguidance,
     Choice,
@@ -46,6 +52,7 @@ from robustguide.guidance.views import (
 __all__ = [
     "EMA",
     "Adam",
+    "AnyReading",
     "AtDenoised",
     "AtNormalizedState",
     "AtState",
@@ -89,6 +96,7 @@ __all__ = [
     "Stabilizer",
     "Step",
     "Switched",
+    "SwitchedReading",
     "Tempered",
     "ThroughDenoiser",
     "UnitNorm",

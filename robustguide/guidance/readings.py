@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustguide.guidance.base import Guidance, Step
 from robustguide.guidance.classifier import ClassifierGuidance, ClassLabels
 from robustguide.guidance.evaluations import Corruption, Evaluations
 from robustguide.guidance.gradient_free import Posterior
 from robustguide.guidance.losses import ClassifierLoss
+from robustguide.guidance.pairs import Switched
 from robustguide.guidance.views import AtDenoised, View
 from robustguide.interfaces import Classifier, Denoiser, Place
 
@@ -41,6 +42,11 @@ class Reading:
         """Number of logits."""
         return self.classifier.num_classes if self.labels is None else self.labels.num_classes
 
+    @property
+    def looks(self) -> str:
+        """What the classifier is shown: the name of the view."""
+        return type(self.view).__name__
+
     @torch.no_grad()
     def __call__(
         self,
@@ -65,6 +71,43 @@ class Reading:
         return chosen / self.temperature
 
 
+@dataclass(frozen=True)
+class SwitchedReading:
+    """Two that read along, each on its side of a noise level, as the terms of `Switched` do.
+
+    Attributes:
+        above: Reads at levels above `sigma`.
+        below: Reads at `sigma` and below.
+        sigma: Where they change.
+    """
+
+    above: "AnyReading"
+    below: "AnyReading"
+    sigma: float
+
+    @property
+    def num_classes(self) -> int:
+        """Number of logits, of both."""
+        return self.above.num_classes
+
+    @property
+    def looks(self) -> str:
+        """What both are shown, in words."""
+        return f"{self.above.looks} above {self.sigma:g}, {self.below.looks} below"
+
+    def __call__(
+        self,
+        x: Float[Tensor, "b c h w"],
+        sigma: float,
+        denoised: Float[Tensor, "b c h w"],
+    ) -> Float[Tensor, "b k"]:
+        """As `Reading`, by the one of this level."""
+        return (self.above if sigma > self.sigma else self.below)(x, sigma, denoised)
+
+
+AnyReading = Reading | SwitchedReading
+
+
 class _Known(Evaluations):
     """The answer of the denoiser at a state where it has been asked."""
 
@@ -81,11 +124,11 @@ class _Known(Evaluations):
         return self.denoised
 
 
-def reading_of(name: str, terms: Mapping[str, Guidance]) -> Reading:
+def reading_of(name: str, terms: Mapping[str, Guidance]) -> AnyReading:
     """How the term of a name reads.
 
     Raises:
-        ValueError: There is no such term, or it does not read by one classifier alone.
+        ValueError: There is no such term, or it does not read by one classifier at each level.
     """
     found = {term: readings(part) for term, part in terms.items()}
     having = ", ".join(term for term, each in found.items() if len(each) == 1) or "none"
@@ -100,14 +143,17 @@ def reading_of(name: str, terms: Mapping[str, Guidance]) -> Reading:
     return found[name][0]
 
 
-def readings(term: Guidance) -> list[Reading]:
-    """All of a term, each once."""
-    found: list[Reading] = []
-    for part in term.modules():
-        if isinstance(part, ClassifierGuidance):
-            found.append(Reading(part.classifier, part.view, part.labels))
-        elif isinstance(part, ClassifierLoss):
-            found.append(Reading(part.classifier, AtDenoised(), part.labels))
-        elif isinstance(part, Posterior):
-            found.append(Reading(part.classifier, part.view, part.labels, part.temperature))
-    return found
+def readings(term: nn.Module) -> list[AnyReading]:
+    """All of a term, each once; a `Switched` of two that read is one."""
+    if isinstance(term, Switched):
+        above, below = readings(term.first), readings(term.second)
+        if len(above) == len(below) == 1:
+            return [SwitchedReading(above[0], below[0], term.sigma)]
+        return above + below
+    if isinstance(term, ClassifierGuidance):
+        return [Reading(term.classifier, term.view, term.labels)]
+    if isinstance(term, ClassifierLoss):
+        return [Reading(term.classifier, AtDenoised(), term.labels)]
+    if isinstance(term, Posterior):
+        return [Reading(term.classifier, term.view, term.labels, term.temperature)]
+    return list(dict.fromkeys(found for part in term.children() for found in readings(part)))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from robustguide.data.parts import Part
 from robustguide.guidance import (
+    AnyReading,
     AtDenoised,
     Guidance,
     Guided,
@@ -92,7 +93,7 @@ class Generation(LightningModule):
         self.sampler = sampler
         self.guidance = torch.nn.ModuleDict(guidance)
         self.observer = observer if isinstance(observer, Classifier) else None
-        self.reading: Reading | None = None
+        self.reading: AnyReading | None = None
         self.read_by = "observer" if isinstance(observer, Classifier) else f"term {observer!r}"
         self.shown_to_observer: Callable[[Observation], Tensor] = predicted_by_sampler
         if isinstance(observer, str):
@@ -179,7 +180,7 @@ class Generation(LightningModule):
             denoised = [self.shown(x_0) for x_0 in denoised]
         return answer | {"denoised": torch.stack(denoised)}
 
-    def read(self, reading: Reading, seen: Sequence[Seen]) -> Tensor:
+    def read(self, reading: AnyReading, seen: Sequence[Seen]) -> Tensor:
         """Logits (watched, b, k) of what is read, after sampling and its count ended."""
         self.evaluated.observer_forward += sum(len(each.x) for each in seen)
         with self.watching():

@@ -94,7 +94,7 @@ def test_every_number_tells_what_defines_it(measured, features, real):
         assert found["reference"] == {
             "data": "Digits",
             "split": "train",
-            "recipe": None,
+            "recipe": "as the data module reads them, 1 x 8 x 8",
             "count": len(real),
             "images_digest": digest,
             "digest": reference.digest(),
@@ -185,6 +185,36 @@ def test_statistics_of_a_file_take_the_place_of_images(module, features, tmp_pat
     found = callback.metrics["frechet/tiny_features"]
     assert found["reference_n"] == 40 and found["reference"]["data"] == "noise"
     assert callback.curves == {} and module.evaluated.watching_seconds == before
+
+
+def test_a_file_that_is_not_there_is_made_of_the_images_once(module, features, tmp_path):
+    """And gives the numbers of the run that made it; other images are refused."""
+    data = SeedData(count=30, num_classes=10, batch_size=30, reference=Digits())
+    path = tmp_path / "kept/reference.safetensors"
+    found, written_at = [], set()
+    for _ in range(2):
+        callback = Quality(extractor=features, reference=str(path), along=False)
+        tiny.trainer(tmp_path, callback).test(module, datamodule=data, verbose=False)
+        found.append(callback.metrics["frechet/tiny_features"])
+        written_at.add(path.stat().st_mtime_ns)
+    assert found[0] == found[1] and len(written_at) == 1
+    assert found[0]["reference"]["recipe"] == "as the data module reads them, 1 x 8 x 8"
+    other = SeedData(30, 10, batch_size=30, reference=Digits(), reference_split="test")
+    with pytest.raises(ValueError, match=r"made of 1259 images of Digits, train.* has 359 images"):
+        tiny.trainer(tmp_path, Quality(extractor=features, reference=str(path))).test(
+            module, datamodule=other, verbose=False
+        )
+
+
+@pytest.mark.parametrize(
+    ("reference", "images"), [("a.npz", Digits()), ("a.safetensors", None)], ids=["npz", "alone"]
+)
+def test_a_file_that_cannot_be_made_is_missed(module, features, tmp_path, reference, images):
+    data = SeedData(count=4, num_classes=10, reference=images)
+    with pytest.raises(FileNotFoundError, match=r"does not exist"):
+        tiny.trainer(tmp_path, Quality(extractor=features, reference=reference)).test(
+            module, datamodule=data, verbose=False
+        )
 
 
 @pytest.mark.parametrize(

@@ -79,4 +79,4 @@ def test_the_robust_ones_stand_an_attack_that_the_plain_one_does_not(noisy):
         moved = attack(classifier, x, sigma, y)
         with torch.no_grad():
             right[name] = float((classifier(moved, sigma).argmax(-1) == y).float().mean())
-    assert min(right["robust"], right["robust-judge"]) > right["plain"] + 0.04
+    assert min(right["robust"], right["robust-judge"]) > right["plain"] + 0.1

@@ -14,6 +14,7 @@ from robustguide.guidance import (
     Confused,
     FullSum,
     GradientFree,
+    Matched,
     Scaled,
     Switched,
     ThroughDenoiser,
@@ -140,6 +141,28 @@ def test_reading_along_changes_no_image():
     assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
 
 
+def test_a_switched_term_reads_by_the_one_of_each_level():
+    """What the two say together is what each says on its side; the level itself is below."""
+    first, second = Recording(), Recording()
+    denoised = ClassifierGuidance(first, LABELS, view=AtDenoised())
+    switched = Switched(denoised, ClassifierGuidance(second, LABELS), sigma=1.0)
+    module = Generation(
+        Shrinking(), SAMPLERS["heun"], {"both": Scaled(switched, scale=0.5)}, "both"
+    )
+    assert module.reading.num_classes == 3
+    assert module.reading.looks == "AtDenoised above 1, AtState below"
+    answer = module.test_step((torch.arange(2), torch.tensor([0, 2])), 0)
+    above = sum(level > 1.0 for level in module.levels)
+    assert 0 < above < len(module.levels) == len(answer["logits"]) == 6
+    read = [each.asked[-count:] for each, count in ((first, above), (second, 6 - above))]
+    asked = [logits[:, LABELS] for each in read for _, _, logits in each]
+    assert torch.equal(answer["logits"], torch.stack(asked))
+    assert {level for _, sigma, _ in read[0] for level in sigma.tolist()} == {0.0}
+    x = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    for level, (one,) in ((1.0, readings(switched.second)), (1.01, readings(denoised))):
+        assert torch.equal(module.reading(x, level, 0.5 * x), one(x, level, 0.5 * x))
+
+
 def test_a_temperature_of_the_term_is_its_reading():
     classifier = Recording()
     (one,), (half,) = (
@@ -155,7 +178,9 @@ def test_a_term_without_a_classifier_of_its_own():
     terms = {
         "free": ClassifierFree(),
         "robust": Scaled(ClassifierGuidance(first), scale=1.0),
-        "both": Switched(ClassifierGuidance(first), ClassifierGuidance(second), sigma=1.0),
+        "both": Matched(
+            ClassifierGuidance(first, LABELS), GradientFree(Confused(second, labels=LABELS))
+        ),
         "seen": ClassifierGuidance(second, view=AtState()),
     }
     assert reading_of("robust", terms).classifier is first
