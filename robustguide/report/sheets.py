@@ -260,10 +260,16 @@ def _folded(titles: Sequence[str], pitch: float) -> list[str]:
 
 
 def folded(title: str, letters: int) -> str:
-    """Lines of at most so many letters, broken at a slash, too."""
+    """Lines of about so many letters, broken at a slash, too.
+
+    A word stays whole where it is too long by two letters, otherwise its hyphens break it.
+    """
     if len(title) <= letters:
         return title
-    return "\n".join(textwrap.wrap(title.replace("/", "/ "), letters, break_on_hyphens=False))
+    parts = title.replace("/", "/ ").split()
+    parts = [part if len(part) <= letters + 2 else part.replace("-", "- ") for part in parts]
+    options = {"break_on_hyphens": False, "break_long_words": False}
+    return "\n".join(textwrap.wrap(" ".join(parts), letters, **options))
 
 
 def _header(titles: Sequence[str]) -> float:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from robustguide.report import gradient_panel, grid_comparison, image_grid, save
-from robustguide.report.sheets import Column, level_sheet, reduced, trajectory
+from robustguide.report.sheets import Column, folded, level_sheet, reduced, trajectory
 
 
 def texts(figure):
@@ -62,6 +62,8 @@ def test_long_titles_are_folded_where_columns_are_narrow():
         *("T-shirt/\ntop", "Pullover", "Ankle\nboot")
     ]
     assert texts(grid_comparison({"a": images[:2]}, names[:2]))[:2] == names[:2]
+    assert folded("Pullover", 7) == "Pullover" and folded("T-shirt/top", 7) == "T-shirt/\ntop"
+    assert folded("classifier-free", 11) == "classifier-\nfree"
 
 
 def test_gradient_panel_shows_the_pattern_of_each_gradient_alone():
