@@ -268,8 +268,8 @@ def folded(title: str, letters: int) -> str:
         return title
     parts = title.replace("/", "/ ").split()
     parts = [part if len(part) <= letters + 2 else part.replace("-", "- ") for part in parts]
-    options = {"break_on_hyphens": False, "break_long_words": False}
-    return "\n".join(textwrap.wrap(" ".join(parts), letters, **options))
+    wrapper = textwrap.TextWrapper(letters, break_on_hyphens=False, break_long_words=False)
+    return "\n".join(wrapper.wrap(" ".join(parts)))
 
 
 def _header(titles: Sequence[str]) -> float:

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from robustguide import load_classifier, load_denoiser
-from robustguide.callbacks import DenoisedByNoise, GradientsByNoise
+from robustguide.callbacks import Acceleration, DenoisedByNoise, GradientsByNoise
 from robustguide.callbacks.by_noise import first_of_classes
+from robustguide.checkpoints import build
 from robustguide.data import Digits, Images
 from robustguide.guidance import score
 from robustguide.interfaces import Classifier, Denoiser, Prediction
@@ -74,9 +75,9 @@ class Blocked(Classifier):
         return x.detach().flatten(1)[:, :10]
 
 
-def validated(callback, module, batches, folder):
+def validated(callback, module, batches, folder, *others):
     """What a callback logs of one validation of a training."""
-    made = tiny.trainer(folder, callback)
+    made = tiny.trainer(folder, callback, *others)
     made.loggers = [Logger()]
     callback.setup(made, module, "fit")
     callback.on_validation_epoch_start(made, module)
@@ -284,6 +285,24 @@ def test_a_classifier_that_is_no_number_any_more_stops_no_training(tmp_path):
 
     found = validated(GradientsByNoise(), Training(classifier=Broken()), [tiny.batch()], tmp_path)
     assert not found and (tmp_path / "val_gradients.png").is_file()
+
+
+def test_networks_are_not_compiled_anew_for_a_picture(tmp_path):
+    """A batch of another size would take minutes."""
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    denoiser = build(tiny.denoiser()).eval()
+    denoiser.net.compile(backend=backend)
+    module, (images, y, index) = Training(denoiser=denoiser), tiny.batch()
+    faster = Acceleration(compiled=True)
+    assert validated(DenoisedByNoise(), module, [(images, y, index)], tmp_path, faster)
+    assert not compiled
+    denoiser(images, torch.ones(len(y)), y)
+    assert compiled
 
 
 def test_images_of_many_classes_are_drawn_first():
