@@ -28,9 +28,26 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     part = final.with_name(f".{final.name}.{os.getpid()}.part")
     try:
         yield part
+        open_to_others(part)
         os.replace(part, final)
     finally:
         part.unlink(missing_ok=True)
+
+
+def open_to_others(path: Path) -> None:
+    """Gives a file that only its owner may read the permissions that the umask gives any new one.
+
+    safetensors writes its files for the owner alone; a group that shares a folder could not read
+    the networks of one another.
+    """
+    if not path.is_file() or path.stat().st_mode & 0o077:
+        return
+    usual = path.with_name(f"{path.name}.usual")
+    try:
+        usual.touch()
+        path.chmod(usual.stat().st_mode & 0o777)
+    finally:
+        usual.unlink(missing_ok=True)
 
 
 @contextmanager

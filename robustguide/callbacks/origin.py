@@ -75,15 +75,19 @@ def checkpoints_in(config: Any) -> Iterator[str]:
     """Paths of checkpoint files in a configuration, and of those that its cards stand for.
 
     Files below the working folder are told from there, so that results say the same elsewhere.
+    Statistics of real images are none of them: each number tells the digest of its own.
     """
+    named = [node.get("reference") for node in nodes(config) if isinstance(node, dict)]
+    statistics = {each for each in named if isinstance(each, str)}  # else a module is described
     for node in nodes(config):
         if isinstance(node, dict):
             of = cards().get(node.get("card") or "") if not node.get("path") else None
             if of is not None and (file := present(of)) is not None:
                 here = Path.cwd()
                 yield str(file.relative_to(here) if file.is_relative_to(here) else file)
-        elif isinstance(node, str) and node.endswith(SUFFIXES) and Path(node).is_file():
-            yield node
+        elif isinstance(node, str) and node.endswith(SUFFIXES) and node not in statistics:
+            if Path(node).is_file():
+                yield node
 
 
 def nodes(config: Any) -> Iterator[Any]:

@@ -20,6 +20,7 @@ from robustguide.checkpoints.metadata import Metadata
 from robustguide.checkpoints.mismatch import listed, mismatches, shapes_of
 from robustguide.checkpoints.portable import portable, trust_stated
 from robustguide.checkpoints.trust import LIBRARIES
+from robustguide.files import open_to_others
 from robustguide.interfaces import Classifier
 from robustguide.specification import Specification, calls
 
@@ -171,10 +172,8 @@ def write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> Non
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch()  # takes the permissions that new files have here
-        mode = partial.stat().st_mode
         save_file(tensors, partial, metadata=header)
-        partial.chmod(mode)
+        open_to_others(partial)
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
         partial.replace(path)

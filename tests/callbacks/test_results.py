@@ -142,16 +142,18 @@ def test_another_run_s_configuration_is_not_taken_for_ones_own(tmp_path, json_of
 
 
 def test_checkpoints_in_a_configuration(tmp_path):
-    for name in ("a.safetensors", "b.ckpt"):
+    for name in ("a.safetensors", "b.ckpt", "statistics.safetensors"):
         (tmp_path / name).write_bytes(b"")
     config = {
         "x": [{"path": f"{tmp_path}/a.safetensors"}, 3],
         "ckpt_path": f"{tmp_path}/b.ckpt",
         "missing": f"{tmp_path}/c.ckpt",
         "folder": str(tmp_path),
+        "callbacks": [{"init_args": {"reference": f"{tmp_path}/statistics.safetensors"}}],
+        "term": {"reference": {"path": f"{tmp_path}/a.safetensors"}},
     }
     found = list(results.checkpoints_in(config))
-    assert found == [f"{tmp_path}/a.safetensors", f"{tmp_path}/b.ckpt"]
+    assert found == [f"{tmp_path}/{name}" for name in ("a.safetensors", "b.ckpt", "a.safetensors")]
 
 
 def test_a_package_that_is_not_installed_has_no_version():
