@@ -63,7 +63,7 @@ def samples_in(folder: Path) -> Path:
         )
     raise DataError(
         f"{folder} is the folder of a run, and holds no samples: its PNG files are figures, and "
-        "`robustguide test` measures images and keeps the first alone. Give the same "
+        "`robustguide test` measures images and keeps a few of them. Give the same "
         "configuration to `robustguide predict`, with --trainer.callbacks="
         "robustguide.callbacks.SampleWriter and a --trainer.default_root_dir of its own, and "
         "score that folder."
