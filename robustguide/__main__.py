@@ -93,7 +93,8 @@ def main(args: list[str] | None = None) -> object:
     Raises:
         SystemExit: Code 2 for a wrong command line.
     """
-    words, packages = trusted_packages(sys.argv[1:] if args is None else list(args))
+    typed = sys.argv[1:] if args is None else list(args)
+    words, packages = trusted_packages(typed)
     if not words or words[0] in ("-h", "--help"):
         print(help_text())
         return None
@@ -113,7 +114,7 @@ def main(args: list[str] | None = None) -> object:
     from robustguide.main import run
 
     with trusting(packages):
-        return run(words)
+        return run(words, typed)
 
 
 def helped(command: str, words: list[str], packages: list[str]) -> object:

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
@@ -25,7 +26,9 @@ from lightning.pytorch.cli import (
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from robustguide.callbacks import (
+    DenoisedByNoise,
     Export,
+    GradientsByNoise,
     Meter,
     Progress,
     ReportCards,
@@ -132,16 +135,21 @@ class CommandLine(LightningCLI):
         self.model.save_hyperparameters(arguments)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Gives the trainer a TensorBoard logger in the run folder, and orders the callbacks."""
+        """Gives the trainer a TensorBoard logger in the run folder, and orders the callbacks.
+
+        A default callback makes room for one of its kind that the configuration names.
+        """
         config = self._get(self.config_init, "trainer")
         root = config["default_root_dir"] = config["default_root_dir"] or "runs/default"
         if config["logger"] in (None, True):
             # a fixed version: a run that is requeued continues its curves
             kwargs["logger"] = TensorBoardLogger(root, name="", version="")
+        given = config["callbacks"] or []
+        named = {type(each) for each in (given if isinstance(given, list) else [given])}
         if config["enable_progress_bar"] is False:
-            defaults = self.trainer_defaults["callbacks"]
-            shown = [c for c in defaults if not isinstance(c, Progress)]
-            self.trainer_defaults["callbacks"] = shown
+            named.add(Progress)
+        defaults = self.trainer_defaults["callbacks"]
+        self.trainer_defaults["callbacks"] = [c for c in defaults if type(c) not in named]
         trainer = super().instantiate_trainer(**kwargs)
         trainer.callbacks.sort(key=turn)  # type: ignore[attr-defined]  # set by a connector
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
@@ -291,13 +299,16 @@ QUIET = (
 )
 
 
-def run(args: list[str] | None = None) -> LightningCLI:
+def run(args: list[str] | None = None, typed: Sequence[str] | None = None) -> LightningCLI:
     """Parses a command line and runs its subcommand.
 
     Args:
-        args: Words after `robustguide`, subcommand first.
+        args: Words after `robustguide`, subcommand first; those of the process where not given.
+        typed: All that was typed there, which the results tell; `args` where not given.
     """
     set_parsing_settings(subclasses_enabled=[Sampler])  # frozen dataclasses are final otherwise
+    if typed is None:
+        typed = sys.argv[1:] if args is None else args
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).addFilter(lambda record: "Tip:" not in record.getMessage())
     for message in QUIET:
@@ -318,8 +329,10 @@ def run(args: list[str] | None = None) -> LightningCLI:
                     Meter(),
                     Progress(),
                     ReportCards(),
+                    GradientsByNoise(),
+                    DenoisedByNoise(),
                     Export(),
-                    Results(),
+                    Results(["robustguide", *typed]),
                     Requeue(),
                     Throughput(),
                 ],

@@ -236,6 +236,19 @@ def test_two_processes_draw_different_noise_and_share_their_gradient(tmp_path, j
     assert not torch.equal(*(gradient["net.leave.bias"] for gradient in gradients))
 
 
+def test_pictures_in_training_are_the_first_process_s_and_change_nothing(tmp_path):
+    """Between two validations and behind both, with dropout and random starts of an attack."""
+    attack = tiny.pgd(random_start=True)
+    config = tiny.classification(classifier=tiny.classifier(dropout=0.3), attack=attack)
+    often = {"trainer": {"max_steps": 6, "val_check_interval": 3, "log_every_n_steps": 3}}
+    for name, words in (("with", []), ("without", ["--trainer.logger=false"])):
+        tiny.run(tmp_path / name, "fit", tiny.merged(config, TWO, often), *words)
+    found = [load_file(tmp_path / n / "classifier.safetensors") for n in ("with", "without")]
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert (tmp_path / "with/val_gradients.png").is_file()
+    assert not (tmp_path / "without/val_gradients.png").exists()
+
+
 def by_hand(classifier, rank):
     """Gradients of a rank's first step."""
     split = Digits().split("train")

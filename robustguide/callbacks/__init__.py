@@ -1,6 +1,7 @@
 """Lightning callbacks: metrics, figures, exported checkpoints and results of a run."""
 
 from robustguide.callbacks.acceleration import Acceleration
+from robustguide.callbacks.by_noise import DenoisedByNoise, GradientsByNoise
 from robustguide.callbacks.calibration import TrajectoryCalibration
 from robustguide.callbacks.ema import EMA
 from robustguide.callbacks.export import Export
@@ -20,8 +21,10 @@ __all__ = [
     "EMA",
     "Acceleration",
     "ClassAccuracy",
+    "DenoisedByNoise",
     "Export",
     "Frames",
+    "GradientsByNoise",
     "Meter",
     "PartWriter",
     "Progress",

@@ -9,11 +9,11 @@ from lightning import LightningModule, Trainer
 from safetensors.torch import save_file
 from torch import Tensor, distributed
 
-from robustguide.callbacks.reporting import Reporting, publish, run_folder
+from robustguide.callbacks.reporting import Reporting, callbacks_of, publish, run_folder
 from robustguide.data.parts import Part
 from robustguide.files import whole
 from robustguide.interfaces import to_pixels
-from robustguide.report import figures
+from robustguide.report import sheets
 from robustguide.samplers import Observation
 
 FILE = "frames.safetensors"
@@ -72,7 +72,7 @@ class Frames(Reporting):
         """Looks over the sampler's shoulder.
 
         Raises:
-            ValueError: In a test of a module that shows no steps.
+            ValueError: In a test of a module that shows no steps, or beside another one.
         """
         if stage != "test":
             return
@@ -81,6 +81,12 @@ class Frames(Reporting):
             raise ValueError(
                 f"Frames shows the steps of sampling, of which {type(module).__name__} has none; "
                 "use it in a test of robustguide.modules.Generation."
+            )
+        if sum(isinstance(each, Frames) for each in callbacks_of(trainer)) > 1:
+            raise ValueError(
+                f"trainer.callbacks has more than one Frames, which would write one {FILE}; keep "
+                "one, with the largest count and steps. Configurations may bring it along, as "
+                "configs/overlay/digits_generation.yaml does."
             )
         watchers.append(self.watch)
 
@@ -165,7 +171,7 @@ class Frames(Reporting):
         with whole(run_folder(trainer) / FILE) as part:
             save_file(tensors, part)
         draw = partial(
-            figures.trajectory,
+            sheets.trajectory,
             tensors["x"][0].float(),
             tensors["denoised"][0].float() / 127.5 - 1,
             tensors["displacement"][0],

@@ -106,14 +106,26 @@ class Reporting(Callback):
             "sigma": [float(sigma) for sigma in sigmas],
             **{key: [plain(value) for value in values] for key, values in series.items()},
         }
-        if trainer.logger is not None:
-            points = {
-                f"{stage}/{prefix}{key}/sigma_{sigma:.3g}": float(value)
-                for key, values in series.items()
-                for sigma, value in zip(sigmas, values, strict=True)
-                if value is not None and not math.isnan(value)
-            }
-            trainer.logger.log_metrics(points, step=trainer.global_step)
+        log_points(trainer, stage, sigmas, series, prefix)
+
+
+def log_points(
+    trainer: Trainer,
+    stage: str,
+    sigmas: Sequence[float],
+    series: Mapping[str, Sequence[float | None]],
+    prefix: str = "",
+) -> None:
+    """Gives the loggers each point of curves over noise levels, see `Reporting.curve`."""
+    if trainer.logger is None:
+        return
+    points = {
+        f"{stage}/{prefix}{key}/sigma_{sigma:.3g}": float(value)
+        for key, values in series.items()
+        for sigma, value in zip(sigmas, values, strict=True)
+        if value is not None and not math.isnan(value)
+    }
+    trainer.logger.log_metrics(points, step=trainer.global_step)
 
 
 def bins(reliability: Reliability, sigmas: Sequence[float]) -> dict[str, list[Any]]:

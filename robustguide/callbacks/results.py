@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,13 +24,19 @@ from robustguide.checkpoints import sha256_of
 from robustguide.files import whole
 from robustguide.machine.memory import peak_memory
 
+PACKAGE = Path(__file__).parents[1]
 PACKAGES = ("robustguide", "torch", "torchvision", "lightning", "torchmetrics", "numpy")
 
 
 class Results(Callback):
-    """Collects what the other callbacks measured and writes it when a run ends."""
+    """Collects what the other callbacks measured and writes it when a run ends.
 
-    def __init__(self) -> None:
+    Args:
+        command: Words that started the run, as they were typed; null where nobody typed.
+    """
+
+    def __init__(self, command: Sequence[str] | None = None) -> None:
+        self.command = None if command is None else list(command)
         self.started = 0.0
         self.resumed: dict[str, Any] | None = None
 
@@ -60,7 +67,8 @@ class Results(Callback):
         if hasattr(module, "metrics") and hasattr(module, "curves"):
             reports.append(module)  # one that measures something itself, as `Combination`
         results = {
-            "run": provenance(trainer, stage) | {"resumed": self.resumed, "ended": now()},
+            "run": provenance(trainer, stage)
+            | {"command": self.command, "resumed": self.resumed, "ended": now()},
             "metrics": {
                 name: value for report in reports for name, value in report.metrics.items()
             },
@@ -138,7 +146,7 @@ def finite(value: Any) -> Any:
 
 
 def provenance(trainer: Trainer, stage: str) -> dict[str, Any]:
-    """Configuration, versions, commit, devices and hashes of the checkpoints that were named."""
+    """Configuration, versions, code, devices and hashes of the checkpoints that were named."""
     config = None
     callbacks = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
     if any(isinstance(callback, SaveConfigCallback) for callback in callbacks):
@@ -148,7 +156,8 @@ def provenance(trainer: Trainer, stage: str) -> dict[str, Any]:
         "config": config,
         "seed": config and config.get("seed_everything"),
         "versions": {package: version_of(package) for package in PACKAGES},
-        "git_commit": git_commit(),
+        "git_commit": git("rev-parse", "HEAD") or None,
+        "git_dirty": is_dirty(),
         "device": str(trainer.strategy.root_device),
         "world_size": trainer.world_size,
         "checkpoints": {path: sha256_of(path) for path in sorted(set(checkpoints_in(config)))},
@@ -168,11 +177,20 @@ def version_of(package: str) -> str | None:
         return None
 
 
-def git_commit() -> str | None:
-    """Commit of the checkout that this code runs from; null outside one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+def is_dirty() -> bool | None:
+    """Whether the package differs from that commit, new files included; null outside a checkout.
+
+    Files beside the package, such as configurations, tell nothing of the code.
+    """
+    status = git("status", "--porcelain", "--", str(PACKAGE))
+    return None if status is None else bool(status)
+
+
+def git(*words: str) -> str | None:
+    """What git answers of the checkout that this code runs from; null outside one."""
+    command = ["git", "-C", str(PACKAGE), *words]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() or None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -19,7 +19,7 @@ from robustguide.data.parts import Part
 from robustguide.files import whole
 from robustguide.interfaces import Classifier, to_pixels
 from robustguide.metrics import CalibrationByNoise
-from robustguide.report import figures
+from robustguide.report import sheets
 
 
 class ClassAccuracy(Summed):
@@ -132,7 +132,7 @@ class SampleGrid(Reporting):
             return
         index = sorted(kept)[: self.count]
         images = torch.stack([kept[each][0] for each in index])
-        publish(trainer, "test/samples", partial(figures.image_grid, images, self.columns))
+        publish(trainer, "test/samples", partial(sheets.image_grid, images, self.columns))
         y = [kept[each][1] for each in index]
         numbers = {"index": torch.tensor(index), "y": torch.tensor(y)}
         with whole(run_folder(trainer) / "samples.safetensors") as part:

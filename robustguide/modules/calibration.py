@@ -25,14 +25,14 @@ from robustguide.metrics import Answers, AnswersByLevel
 from robustguide.modules import calibration_report as report
 from robustguide.modules import kept as keeping
 from robustguide.modules.calibration_report import Outcome
-from robustguide.modules.examination import EVALUATION, Examination
+from robustguide.modules.examination import Examination
 from robustguide.modules.fitting import Method, complaints, fit
 from robustguide.modules.kept import Kept
 from robustguide.modules.latent import Space
 from robustguide.modules.resuming import refuse_other_network
-from robustguide.modules.robust import LEVELS
 from robustguide.modules.trial import held_out, try_denoiser, try_on_data
-from robustguide.noise import Grid
+from robustguide.noise import LEVELS, Grid
+from robustguide.samplers.seeds import EVALUATION
 
 Batch = tuple[Tensor, Tensor, Tensor]
 FILE = "logits.safetensors"

@@ -16,8 +16,9 @@ from robustguide.interfaces import Classifier, Codec, Denoiser
 from robustguide.metrics import SMALL, Answers, AnswersByLevel
 from robustguide.modules.examination import Examination
 from robustguide.modules.latent import Space
-from robustguide.modules.robust import LEVELS, Batch
+from robustguide.modules.robust import Batch
 from robustguide.modules.trial import held_out, try_on_data
+from robustguide.noise import LEVELS
 from robustguide.specification import Specification
 
 ERRORS = {"ece": "ece", "nll": "mean_nll", "smooth_ece": "smooth_ece"}  # as `Answers` calls them

@@ -10,7 +10,6 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from robustguide.interfaces import Codec, Denoiser
-from robustguide.modules.examination import EVALUATION
 from robustguide.modules.latent import Space
 from robustguide.modules.optimization import optimization, thaw
 from robustguide.modules.resuming import refuse_other_network, start_step
@@ -18,7 +17,7 @@ from robustguide.modules.robust import Batch
 from robustguide.modules.targets import CleanImage, Target
 from robustguide.modules.trial import try_denoiser
 from robustguide.noise import NoiseDistribution, noise_like, perturb
-from robustguide.samplers import SeededNoise
+from robustguide.samplers import SeededNoise, evaluation_noise
 
 
 class Denoising(LightningModule):
@@ -132,7 +131,7 @@ class Denoising(LightningModule):
         """The same error, with the noise level and noise that belong to each image."""
         images, y, index = batch
         x_0 = self.space.own(images, index)
-        seeded = SeededNoise(index.tolist(), EVALUATION)
+        seeded = evaluation_noise(index)
         sigma = self.noise.quantile(shares(seeded, self.device)).float()
         noise = seeded.draw(x_0.shape[1:], self.device)
         loss, _ = self.compare(x_0, y, sigma, noise, shares(seeded, self.device))

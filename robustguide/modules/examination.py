@@ -21,10 +21,9 @@ from torch import Tensor, nn
 from robustguide.attacks import Attack
 from robustguide.guidance import Branch, Evaluations, Step, View, score
 from robustguide.interfaces import Classifier, Denoiser, Place
+from robustguide.metrics.vectors import cosines, lengths
 from robustguide.noise import perturb, vp_scale
-from robustguide.samplers import SeededNoise
-
-EVALUATION = 1  # stream of the per-image generators that noises test images
+from robustguide.samplers import SeededNoise, evaluation_noise
 
 Found = dict[str, dict[str, Tensor]]
 
@@ -281,12 +280,6 @@ class _Asked(nn.Module):
         return self.view.ask(self.classifier, images, torch.full_like(told, self.level))
 
 
-def evaluation_noise(index: Int[Tensor, " b"], draw: int = 0) -> SeededNoise:
-    """The noise of images by their numbers, wherever a classifier is measured."""
-    noise = SeededNoise(index.tolist(), EVALUATION)
-    return noise.spawn(f"draw {draw}") if draw else noise
-
-
 def evaluations(denoiser: Denoiser | None, x: Tensor, sigma: Tensor) -> Evaluations:
     """A denoiser's answers at x; where there is none, a view that asks is told so."""
     return _Nobody(x, sigma) if denoiser is None else Evaluations(denoiser, x, sigma)
@@ -323,33 +316,3 @@ def named(
     """What was found, by the name of the cell, with labels and numbers of its rows."""
     rows = {"y": y, "index": index}
     return {f"{process}_{view}": rows | tensors for view, tensors in found.items()}
-
-
-def lengths(values: Float[Tensor, "b ..."]) -> Float[Tensor, " b"]:
-    """Euclidean norm of each row; squares of small values do not vanish."""
-    largest = values.flatten(1).abs().amax(1)
-    norm: Tensor = torch.linalg.vector_norm(_scaled(values), dim=1)
-    return norm * largest
-
-
-def cosines(
-    values: Float[Tensor, "b ..."], direction: Float[Tensor, "b ..."] | None
-) -> Float[Tensor, " b"]:
-    """Cosine of the angle of each row with a direction; see `Examination.examine`."""
-    if direction is None:
-        return torch.full_like(values.flatten(1)[:, 0], float("nan"))
-    unit = [_unit(each.to(values.dtype)) for each in (values, direction)]
-    cosine = (unit[0] * unit[1]).sum(1).clamp(-1, 1)
-    return torch.where(unit[1].any(1), cosine, float("nan"))
-
-
-def _unit(values: Tensor) -> Tensor:
-    scaled = _scaled(values)
-    norm: Tensor = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
-    return scaled / norm.clamp_min(1)  # 1 or more, but for a row of zeros
-
-
-def _scaled(values: Tensor) -> Tensor:
-    """Rows whose largest value is 1, so that no square vanishes; zeros stay."""
-    flat = values.flatten(1)
-    return flat / flat.abs().amax(1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)

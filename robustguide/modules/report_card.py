@@ -11,7 +11,6 @@ from robustguide.attacks import Attack
 from robustguide.guidance import AtDenoised, AtState, Guidance, View, check_observer
 from robustguide.interfaces import Classifier, Codec, Denoiser
 from robustguide.modules.examination import (
-    EVALUATION,
     Cell,
     Examination,
     Found,
@@ -21,7 +20,7 @@ from robustguide.modules.examination import (
 from robustguide.modules.generate import Generation
 from robustguide.modules.latent import Space
 from robustguide.modules.trial import try_on_data
-from robustguide.samplers import Observation, Sampler, SeededNoise
+from robustguide.samplers import Observation, Sampler, evaluation_noise
 from robustguide.samplers.seeds import mixed
 
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -199,7 +198,7 @@ class ReportCard(LightningModule):
                 seen.append(step.x)
 
         images = generation.generate((index, y), watch)["images"]
-        noise = SeededNoise(index.tolist(), EVALUATION).spawn("reverse")
+        noise = evaluation_noise(index).spawn("reverse")
         found = stacked([self.reverse_process.read(self.classifier, seen, y, y, noise)])
         return found, self.judged(images, index) == y
 

@@ -20,10 +20,9 @@ from robustguide.modules.optimization import optimization, thaw
 from robustguide.modules.penalty import CalibrationPenalty
 from robustguide.modules.resuming import refuse_other_network, start_step
 from robustguide.modules.trial import try_on_data
-from robustguide.noise import NoiseDistribution, expand, noise_like, perturb, vp_scale
+from robustguide.noise import LEVELS, NoiseDistribution, expand, noise_like, perturb, vp_scale
 
 Batch = tuple[Tensor, Tensor, Tensor]
-LEVELS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
 class RobustClassification(LightningModule):

@@ -21,6 +21,7 @@ from robustguide.noise.grids import (
     respaced,
 )
 from robustguide.noise.levels import (
+    LEVELS,
     ContinuousLevels,
     DiscreteLevels,
     Levels,
@@ -40,6 +41,7 @@ from robustguide.noise.units import (
 )
 
 __all__ = [
+    "LEVELS",
     "ChainGrid",
     "Clipped",
     "ContinuousLevels",

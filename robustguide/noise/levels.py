@@ -14,6 +14,9 @@ from torch import Tensor
 from robustguide.noise.times import VPTime
 from robustguide.noise.units import finest
 
+# where a network is evaluated if nothing else is said, sigmas
+LEVELS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+
 
 class Levels(ABC):
     """What a network of the variance-preserving family is told in place of sigma."""

@@ -28,10 +28,11 @@ from torch import Tensor
 from robustguide.guidance import Branch, Evaluations, Step
 from robustguide.interfaces import Place
 from robustguide.metrics.jackknife import reach
-from robustguide.modules.examination import cosines, evaluation_noise, evaluations, lengths
-from robustguide.modules.robust import LEVELS
-from robustguide.noise import expand, perturb
+from robustguide.metrics.vectors import cosines, lengths
+from robustguide.modules.examination import evaluations
+from robustguide.noise import LEVELS, expand, perturb
 from robustguide.plans.columns import CLASSIFIER_FREE, Column
+from robustguide.samplers import evaluation_noise
 
 QUANTITIES = ("norm", "cosine", "neighbour", "low_share")
 CONFIDENCE = 0.95

@@ -200,15 +200,6 @@ def fitting(
     """
     try:
         setting = Setting(candidate, Grid(tuple(levels)), parts)
-        for classifier in setting.classifiers:
-            if not classifier.reads(shape):
-                own = "others" if classifier.shape is None else shown(classifier.shape)
-                raise ValueError(
-                    f"the classifier reads images of {own}, the data have {shown(shape)}; give "
-                    "data of its channels and size (--data.source.channels and "
-                    "--data.source.size, where the source has them), or a YAML whose "
-                    "`classifier` wraps it in robustguide.classifiers.Resized or Decoded."
-                )
         setting.check(shape, class_names)
     except ValueError as error:
         name = "" if str(error).startswith(candidate.name) else f"{candidate.name}: "

@@ -28,13 +28,14 @@ from robustguide.denoisers import Unconditional
 from robustguide.files import whole
 from robustguide.guidance import Evaluations, Objective, Step, Tempered, View, score
 from robustguide.guidance.classifier import ClassLabels
+from robustguide.guidance.fit import shown
 from robustguide.interfaces import Classifier, Denoiser, Place
 from robustguide.metrics import Answers, AnswersByLevel
-from robustguide.modules.examination import evaluation_noise, evaluations
-from robustguide.modules.robust import LEVELS
+from robustguide.modules.examination import evaluations
 from robustguide.modules.trial import try_classifier
-from robustguide.noise import perturb
+from robustguide.noise import LEVELS, perturb
 from robustguide.plans.candidates import Candidate, Look, plain
+from robustguide.samplers import evaluation_noise
 from robustguide.specification import Specification
 
 FORMAT = 1  # of what is kept: raise it where the same setting would be measured otherwise
@@ -181,7 +182,7 @@ class Setting:
         for reader in self.readers:
             check_classes(self.name, reader, names)
         for classifier in self.classifiers:
-            try_classifier(classifier, shape)
+            check_images(self.name, classifier, shape)
 
     def to(self, device: str) -> None:
         """Moves the networks."""
@@ -238,6 +239,26 @@ def unlabelled(denoiser: Denoiser) -> Denoiser:
 def factor(objective: Objective) -> float:
     """What multiplies the logits, see above; 1 for objectives of other kinds."""
     return objective.joint if isinstance(objective, Tempered) else 1.0
+
+
+def check_images(name: str, classifier: Classifier, shape: Sequence[int]) -> None:
+    """Looks whether a classifier reads the data's images.
+
+    Raises:
+        ValueError: It says that it does not, or fails at a blank one.
+    """
+    if not classifier.reads(shape):
+        own = "others" if classifier.shape is None else shown(classifier.shape)
+        raise ValueError(
+            f"{name}: the classifier reads images of {own}, the data have {shown(shape)}; give "
+            "data of its channels and size (--data.source.channels and --data.source.size, where "
+            "the source has them), or a YAML that wraps it in robustguide.classifiers.Resized or "
+            "Decoded."
+        )
+    try:
+        try_classifier(classifier, shape)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def check_classes(name: str, reader: Reader, names: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
 from robustguide.files import whole
-from robustguide.report import figures
+from robustguide.report import figures, sheets
 from robustguide.report.page import Table, shown
 
 LEVEL = 0.95
@@ -246,7 +246,7 @@ def samples(runs: Mapping[str, Sequence[Path]], count: int = 10) -> Figure | Non
     if not all(file.is_file() for file in files.values()):
         return None
     pixels = {name: load_file(file)["pixels"][:count] for name, file in files.items()}
-    return figures.grid_comparison({name: rows / 127.5 - 1 for name, rows in pixels.items()})
+    return sheets.grid_comparison({name: rows / 127.5 - 1 for name, rows in pixels.items()})
 
 
 def write(folder: Path, results: Mapping[str, Any], runs: Mapping[str, Sequence[Path]]) -> None:

@@ -10,7 +10,6 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from robustguide.report.figures import gradient_panel
 from robustguide.report.multiples import Panel, small_multiples
 from robustguide.report.page import (
     Block,
@@ -22,6 +21,7 @@ from robustguide.report.page import (
     Table,
     write_page,
 )
+from robustguide.report.sheets import gradient_panel
 
 Document = Mapping[str, Any]
 HOW_TO_READ = (

@@ -6,15 +6,13 @@ which colour-blind readers can tell apart; line style and marker differ as well.
 
 import math
 import os
-import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
@@ -31,8 +29,6 @@ STYLES = ("-", "--", "-.", ":", "-", "--")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 GREY = "#666666"
 TEXT, SMALL = 9, 8  # points
-LINE, GAP, LARGEST = 0.22, 0.05, 1.15  # inches: a line of text, between tiles, a tile at most
-LETTER, LETTERS = 0.06, 0.14  # inches: a small letter, a further line of small letters
 
 
 def curves(
@@ -117,7 +113,7 @@ def reliability_diagrams(reliability: Reliability, sigmas: Sequence[float | str]
             continue
         n = int(counts[index].sum())
         title = f"ECE {ece[index]:.3f}, n = {n}" if n else "no rows"
-        upper.set_title(f"{_name(sigmas[index])}\n{title}", fontsize=SMALL)
+        upper.set_title(f"{level_name(sigmas[index])}\n{title}", fontsize=SMALL)
         _reliability(upper, lower, accuracy[index], counts[index])
         lower.tick_params(labelbottom=index + columns >= len(counts))
         if column:
@@ -125,127 +121,6 @@ def reliability_diagrams(reliability: Reliability, sigmas: Sequence[float | str]
     figure.supxlabel("confidence (lower panels: rows in each bin)", fontsize=TEXT)
     figure.supylabel("accuracy", fontsize=TEXT)
     return figure
-
-
-def image_grid(
-    images: Float[Tensor, "n c h w"], columns: int = 10, titles: Sequence[str] | None = None
-) -> Figure:
-    """Images in [-1, 1] in rows of `columns`, with a title above each if there are titles."""
-    columns = max(1, min(columns, len(images)))
-    rows = math.ceil(len(images) / columns)
-    sheet = _Sheet(rows, columns, header=LINE if titles else 0.0, header_on_each_row=True)
-    for index, image in enumerate(_pixels(images)):
-        row, column = divmod(index, columns)
-        sheet.tile(image, row, column)
-        if titles:
-            sheet.title(titles[index], row, column)
-    return sheet.figure
-
-
-def grid_comparison(
-    methods: Mapping[str, Float[Tensor, "n c h w"]], titles: Sequence[str] | None = None
-) -> Figure:
-    """One row a method, one column a seed; titles name the columns.
-
-    Raises:
-        ValueError: If the methods have different numbers of images.
-    """
-    lengths = {name: len(images) for name, images in methods.items()}
-    if len(set(lengths.values())) != 1:
-        raise ValueError(
-            f"A column is one seed, so every method needs as many images, got {lengths}; "
-            f"sample the same seeds with each."
-        )
-    columns, margin = next(iter(lengths.values())), _room(methods)
-    folded = _folded(titles or (), (WIDTH - margin) / max(columns, 1))
-    sheet = _Sheet(len(methods), columns, header=_header(folded), margin=margin)
-    for column, title in enumerate(folded):
-        sheet.title(title, 0, column)
-    for row, (name, images) in enumerate(methods.items()):
-        sheet.name(name, row)
-        for column, image in enumerate(_pixels(images)):
-            sheet.tile(image, row, column)
-    return sheet.figure
-
-
-def gradient_panel(
-    x: Float[Tensor, "n c h w"],
-    gradients: Mapping[str, Float[Tensor, "n c h w"]],
-    sigmas: Values,
-    heading: str = "",
-) -> Figure:
-    """Noisy images and the gradients of classifiers there, one row a noise level.
-
-    The image is drawn at unit variance, x / sqrt(1 + sigma^2). Each gradient has its own scale, so
-    only its pattern is seen: one channel in diverging colours, blue negative and red positive;
-    three channels as colours around grey; other numbers, of latents, as tiles of one channel.
-
-    Args:
-        x: Noisy images.
-        gradients: By the titles of their columns.
-        sigmas: Noise level of each row.
-        heading: A line above all.
-    """
-    levels, margin = numbers_of(sigmas), _room(["sigma = 0.00"])
-    scale = torch.as_tensor((1 + levels**2) ** -0.5)
-    noisy = _pixels(_tiled(x.detach().cpu().double() * scale[:, None, None, None]))
-    folded = _folded(["noisy image", *gradients], (WIDTH - margin) / (1 + len(gradients)))
-    above = LINE if heading else 0.0
-    sheet = _Sheet(len(levels), len(folded), header=_header(folded) + above, margin=margin)
-    if heading:
-        sheet.heading(heading)
-    for column, title in enumerate(folded):
-        sheet.title(title, 0, column)
-    for row, sigma in enumerate(levels):
-        sheet.name(_name(sigma), row)
-        sheet.tile(noisy[row], row, 0)
-        for column, gradient in enumerate(gradients.values(), start=1):
-            tile = _tiled(gradient[row : row + 1].detach().cpu())[0]
-            sheet.tile(_signed(tile), row, column, colours="RdBu_r")
-    return sheet.figure
-
-
-def trajectory(
-    x: Float[Tensor, "s c h w"],
-    denoised: Float[Tensor, "s colours height width"],
-    displacement: Float[Tensor, "s c h w"],
-    sigmas: Values,
-) -> Figure:
-    """One image on its way: a column a step; state, predicted clean image and guidance below.
-
-    Each displacement has its own scale, see `gradient_panel`; one that is 0 is grey. Of latents,
-    the first three channels of state and displacement are drawn.
-
-    Args:
-        x: State at unit variance.
-        denoised: Predicted clean image in [-1, 1].
-        displacement: Of the clean image, by guidance.
-        sigmas: Noise level of each step.
-    """
-    levels = numbers_of(sigmas)
-    names = ("state", "predicted", "guidance")
-    sheet = _Sheet(len(names), len(levels), header=LINE, margin=_room(names))
-    for row, name in enumerate(names):
-        sheet.name(name, row)
-    states, clean = _pixels(coloured(x)), _pixels(coloured(denoised))
-    for column, sigma in enumerate(levels):
-        sheet.title(_name(sigma), 0, column)
-        sheet.tile(states[column], 0, column)
-        sheet.tile(clean[column], 1, column)
-        sheet.tile(_signed(coloured(displacement)[column]), 2, column, colours="RdBu_r")
-    return sheet.figure
-
-
-def reduced(images: Float[Tensor, "n c h w"], side: int) -> Float[Tensor, "n c height width"]:
-    """Images of at most `side` pixels, antialiased; smaller ones as they are."""
-    largest = max(images.shape[-2:])
-    if largest <= side:
-        return images
-    size = [max(1, round(length * side / largest)) for length in images.shape[-2:]]
-    shrunk: Tensor = torch.nn.functional.interpolate(
-        images.float(), size, mode="bilinear", antialias=True
-    )
-    return shrunk
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
@@ -263,7 +138,8 @@ def numbers_of(values: Values) -> NDArray[np.float64]:
     return torch.as_tensor(values, dtype=torch.float64).numpy()
 
 
-def _name(sigma: float | str) -> str:
+def level_name(sigma: float | str) -> str:
+    """A noise level for people; a name as it is."""
     return sigma if isinstance(sigma, str) else rf"$\sigma$ = {sigma:.3g}"
 
 
@@ -312,106 +188,6 @@ def _reliability(
         axes.spines[["top", "right"]].set_visible(False)
 
 
-class _Sheet:
-    """Rows and columns of square tiles with titles above and names on the left, in inches.
-
-    Args:
-        rows, columns: Number of tiles.
-        header: Height of a line of titles.
-        margin: Width of the column of names.
-        header_on_each_row: Whether every row has a line of titles, not the first alone.
-    """
-
-    def __init__(
-        self,
-        rows: int,
-        columns: int,
-        header: float = 0.0,
-        margin: float = 0.0,
-        header_on_each_row: bool = False,
-    ) -> None:
-        self.pitch = min((WIDTH - margin) / columns, LARGEST)
-        self.header, self.row_header = header, header if header_on_each_row else 0.0
-        self.left = margin + (WIDTH - margin - self.pitch * columns) / 2
-        height = header - self.row_header + rows * (self.pitch + self.row_header)
-        self.figure = Figure(figsize=(WIDTH, height), dpi=DPI)
-        self.axes = self.figure.add_axes((0, 0, 1, 1))
-        self.axes.set(xlim=(0, WIDTH), ylim=(height, 0))
-        self.axes.axis("off")
-
-    def tile(
-        self, image: NDArray[np.float64], row: int, column: int, colours: str = "gray"
-    ) -> None:
-        """Draws an image (h, w, c) with values in [0, 1]."""
-        left, top, side = self._left(column), self._top(row), self.pitch - GAP
-        self.axes.imshow(
-            image.squeeze(-1) if image.shape[-1] == 1 else image,
-            extent=(left, left + side, top + side, top),
-            cmap=colours,
-            norm=Normalize(0, 1),
-            interpolation="nearest",
-            aspect="auto",
-        )
-
-    def title(self, text: str, row: int, column: int) -> None:
-        """Writes above a tile."""
-        x, y = self._left(column) + (self.pitch - GAP) / 2, self._top(row) - 0.04
-        self.axes.text(x, y, words(text), fontsize=SMALL, ha="center", va="bottom")
-
-    def heading(self, text: str) -> None:
-        """Writes above everything."""
-        self.axes.text(WIDTH / 2, 0.04, words(text), fontsize=TEXT, ha="center", va="top")
-
-    def name(self, text: str, row: int) -> None:
-        """Writes on the left of a row."""
-        x, y = self._left(0) - 0.1, self._top(row) + (self.pitch - GAP) / 2
-        size = TEXT if text.count("\n") < 2 else SMALL - 1  # as high as a row may be
-        self.axes.text(x, y, words(text), fontsize=size, ha="right", va="center")
-
-    def _left(self, column: int) -> float:
-        return self.left + column * self.pitch + GAP / 2
-
-    def _top(self, row: int) -> float:
-        return self.header + row * (self.pitch + self.row_header) + GAP / 2
-
-
-def _room(names: Iterable[str]) -> float:
-    """Inches that the longest name needs on the left of a row."""
-    return 0.2 + 0.078 * max(len(line) for name in names for line in name.split("\n"))
-
-
-def _folded(titles: Sequence[str], pitch: float) -> list[str]:
-    """Titles broken into lines that are no wider than a tile."""
-    letters = max(4, int(min(pitch, LARGEST) / LETTER))
-    return [folded(words(title), letters) for title in titles]
-
-
-def folded(title: str, letters: int) -> str:
-    """Lines of at most so many letters, broken at a slash, too."""
-    if len(title) <= letters:
-        return title
-    return "\n".join(textwrap.wrap(title.replace("/", "/ "), letters, break_on_hyphens=False))
-
-
-def _header(titles: Sequence[str]) -> float:
-    """Inches that the tallest of some titles needs."""
-    lines = max((title.count("\n") + 1 for title in titles), default=0)
-    return LINE + (lines - 1) * LETTERS if lines else 0.0
-
-
-def _tiled(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d g v"]:
-    """Images of one or three channels as they are; the channels of others side by side."""
-    count, channels, height, width = images.shape
-    if channels in (1, 3):
-        return images
-    columns = math.ceil(channels**0.5)
-    rows = math.ceil(channels / columns)
-    filled = images.new_zeros(count, rows * columns, height, width)
-    filled[:, :channels] = images
-    grid = filled.reshape(count, rows, columns, height, width).permute(0, 1, 3, 2, 4)
-    return grid.reshape(count, 1, rows * height, columns * width)
-
-
 def words(name: str) -> str:
     """A name for people."""
     return name.replace("_", " ")
@@ -451,22 +227,3 @@ def margin_names(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None
             annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.5},
         )
-
-
-def _pixels(images: Float[Tensor, "n c h w"]) -> NDArray[np.float64]:
-    """Images in [-1, 1] as (n, h, w, c) in [0, 1]."""
-    scaled = (images.detach().cpu().double() + 1) / 2
-    return scaled.clamp(0, 1).permute(0, 2, 3, 1).numpy()
-
-
-def coloured(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n colours h w"]:
-    """Images that can be drawn: of two channels the first, of four the first three."""
-    channels = images.shape[1]
-    return images if channels in (1, 3) else images[:, : 3 if channels > 3 else 1]
-
-
-def _signed(gradient: Float[Tensor, "c h w"]) -> NDArray[np.float64]:
-    """A gradient as (h, w, c) in [0, 1], zero at 0.5; the largest percent of values saturates."""
-    values = gradient.detach().cpu().double()
-    largest = values.abs().flatten().quantile(0.99).clamp(min=torch.finfo(torch.float64).tiny)
-    return (values / largest / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).numpy()

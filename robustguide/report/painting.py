@@ -7,8 +7,8 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from robustguide.report.figures import grid_comparison
 from robustguide.report.page import Cell, Table
+from robustguide.report.sheets import grid_comparison
 
 Document = Mapping[str, Any]
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from robustguide.report import figures
+from robustguide.report import figures, sheets
 from robustguide.report.page import Picture
 from robustguide.report.runs import Run, Samples, Term, arguments, labels, leaf, mapping
 
@@ -78,7 +78,7 @@ def picture(runs: Sequence[Run], pairs: Sequence[tuple[int, int]], shared: int) 
         assert run.samples is not None
         where = {pair: row for row, pair in enumerate(run.samples.pairs)}
         pixels = run.samples.pixels[[where[pair] for pair in pairs]]
-        images = figures.coloured(figures.reduced(pixels.float() / 127.5 - 1, SIDE))
+        images = sheets.coloured(sheets.reduced(pixels.float() / 127.5 - 1, SIDE))
         scale = scales[run.name] if len(set(scales.values())) > 1 else ""
         rows[in_two(short[run.name]) + (f"\nscale {scale}" if scale else "")] = images
     titles = [figures.plain_text(str(y)) for _, y in pairs]
@@ -92,7 +92,7 @@ def picture(runs: Sequence[Run], pairs: Sequence[tuple[int, int]], shared: int) 
     )
     if shared > len(pairs):
         caption += f" The runs share {shared - len(pairs)} pairs more."
-    return Picture(figures.grid_comparison(rows, titles), alt, caption)
+    return Picture(sheets.grid_comparison(rows, titles), alt, caption)
 
 
 def shown(term: Term) -> str:

@@ -2,11 +2,12 @@
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from robustguide.report import by_noise, figures, numbers, pairing
+from robustguide.report import by_noise, numbers, pairing, sheets
 from robustguide.report.page import Block, Heading, Listing, Paragraph, Picture, Table, write_page
 from robustguide.report.runs import Frames, Run
 
@@ -106,7 +107,6 @@ def overview(runs: Sequence[Run]) -> Table:
     for run in runs:
         versions = run.facts.get("versions")
         version = versions.get("robustguide") if isinstance(versions, dict) else None
-        commit = run.facts.get("git_commit")
         rows.append(
             [
                 run.name,
@@ -119,14 +119,21 @@ def overview(runs: Sequence[Run]) -> Table:
                 None if "seconds" not in run.cost else f"{run.cost['seconds']:.1f}",
                 (text(run.facts.get("ended")) or "")[:16].replace("T", " ") or None,
                 text(version),
-                (text(commit) or "")[:8] or None,
+                commit(run),
             ]
         )
     caption = (
         "n: images that were made, or images that were measured. Seeds: the numbers of the images "
-        "of a generation, otherwise the seed of the run."
+        "of a generation, otherwise the seed of the run. Commit: of the code; changed where files "
+        "of the package were not those of the commit."
     )
     return Table(COLUMNS, rows, caption)
+
+
+def commit(run: Run) -> str | None:
+    """Beginning of the commit, and whether the package was changed since."""
+    found = (text(run.facts.get("git_commit")) or "")[:8]
+    return f"{found}, changed" if found and run.facts.get("git_dirty") is True else found or None
 
 
 def text(value: object) -> str | None:
@@ -165,11 +172,11 @@ def trajectory(run: Run, frames: Frames, pair: tuple[int, int] | None) -> Pictur
     pair = pair or frames.pairs[0]
     row = frames.pairs.index(pair)
     x, denoised, displacement = (
-        figures.reduced(frames.tensors[name][row].float(), pairing.SIDE)
+        sheets.reduced(frames.tensors[name][row].float(), pairing.SIDE)
         for name in ("x", "denoised", "displacement")
     )
     sigma = frames.tensors["sigma"].double()
-    figure = figures.trajectory(x, denoised / 127.5 - 1, displacement, sigma)
+    figure = sheets.trajectory(x, denoised / 127.5 - 1, displacement, sigma)
     what = f"{run.name}, seed {pair[0]}, label {pair[1]}"
     caption = (
         f"{what}. State at unit variance, predicted clean image, and what guidance adds to it: "
@@ -185,10 +192,19 @@ def provenance(runs: Sequence[Run]) -> list[Block]:
         if not run.facts:
             continue
         command = f"robustguide {run.stage} --config {(run.folder / 'config.yaml').as_posix()}"
-        lines = [f"# runs it again: {command}", f"# folder: {run.folder.as_posix()}"]
+        lines = [f"# runs it again: {command}", *typed(run)]
+        lines.append(f"# folder: {run.folder.as_posix()}")
         lines.append(json.dumps(run.facts, indent=1))
         blocks.append(Listing(run.name, "\n".join(lines)))
     return blocks
+
+
+def typed(run: Run) -> list[str]:
+    """A line with the words that started a run, where it tells them."""
+    words = run.facts.get("command")
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        return []
+    return [f"# was typed: {shlex.join(words)}"]
 
 
 def count_figures(found: Sequence[Section]) -> int:

@@ -13,7 +13,7 @@ from robustguide.checkpoints import load_classifier
 from robustguide.files import whole
 from robustguide.guidance import score
 from robustguide.noise import perturb
-from robustguide.report import figures
+from robustguide.report import sheets
 from robustguide.report.page import Block, Heading, Paragraph, Picture, Table, write_page
 from robustguide.report.reading import read as read_run
 from robustguide.report.sections import sections
@@ -97,7 +97,7 @@ def same_seeds(folder: Path, count: int = 10) -> Figure:
     for name in METHODS:
         pixels = load_file(folder / name / "samples.safetensors")["pixels"][:count]
         rows[name.replace("_", " ")] = pixels.float() / 127.5 - 1
-    return figures.grid_comparison(rows, [str(k) for k in range(count)])
+    return sheets.grid_comparison(rows, [str(k) for k in range(count)])
 
 
 def gradients(folder: Path, wanted: int = 3) -> Figure:
@@ -111,7 +111,7 @@ def gradients(folder: Path, wanted: int = 3) -> Figure:
     for name in CLASSIFIERS:
         classifier = load_classifier(str(folder / name / "classifier.safetensors"))
         found[name] = score(classifier, x, sigma, y)
-    return figures.gradient_panel(x, found, SHOWN_LEVELS)
+    return sheets.gradient_panel(x, found, SHOWN_LEVELS)
 
 
 def scales(folder: Path, names: Sequence[str]) -> Table:

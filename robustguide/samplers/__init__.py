@@ -17,7 +17,7 @@ from robustguide.samplers.euler import EulerAncestral
 from robustguide.samplers.heun import Heun
 from robustguide.samplers.nudge import Nudge
 from robustguide.samplers.schedule import ReleasedSine, Sine
-from robustguide.samplers.seeds import SeededNoise
+from robustguide.samplers.seeds import SeededNoise, evaluation_noise
 
 __all__ = [
     "DDIM",
@@ -40,5 +40,6 @@ __all__ = [
     "Unscaled",
     "VPScaling",
     "Variance",
+    "evaluation_noise",
     "sample",
 ]

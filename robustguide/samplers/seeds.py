@@ -5,8 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+
+EVALUATION = 1  # stream of the generators that noise images in an evaluation
 
 
 class SeededNoise:
@@ -50,3 +52,9 @@ class SeededNoise:
 def mixed(*words: int) -> int:
     """One 32-bit seed from several non-negative numbers (torch's CPU generator takes 32 bits)."""
     return int(np.random.SeedSequence(words).generate_state(1)[0])
+
+
+def evaluation_noise(index: Int[Tensor, " b"], draw: int = 0) -> SeededNoise:
+    """The noise of images by their numbers, wherever a network is measured."""
+    noise = SeededNoise(index.tolist(), EVALUATION)
+    return noise.spawn(f"draw {draw}") if draw else noise

@@ -129,3 +129,11 @@ def test_what_makes_no_sense_is_refused(runs, tmp_path):
             Frames(**given)
     with pytest.raises(ValueError, match=r"LightningModule has none.*Generation"):
         Frames().setup(tiny.trainer(tmp_path), LightningModule(), "test")
+
+
+def test_two_of_them_are_refused(runs, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"more than one Frames, .* one frames\.safetensors; keep"
+    ):
+        sampled(runs, tmp_path, ancestral(), Frames(2), Frames(3), count=2)
+    assert not (tmp_path / "frames.safetensors").exists()

@@ -12,6 +12,7 @@ import tiny
 import yaml
 
 import robustguide
+from robustguide.__main__ import main
 from robustguide.callbacks import ReportCards, Results, results
 from robustguide.checkpoints import build
 from robustguide.data import Images
@@ -55,6 +56,8 @@ def test_what_was_run(generated, runs):
         ["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     )
     assert run["git_commit"] == (head.stdout.strip() or None)
+    words = ["robustguide", "test", "--config", str(folder.parent / "run.yaml")]
+    assert run["command"] == words and isinstance(run["git_dirty"], bool | None)
     files = [runs / f"{name}/{name}.safetensors" for name in ("classifier", "denoiser")]
     assert run["checkpoints"] == {
         str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files
@@ -155,3 +158,34 @@ def test_checkpoints_in_a_configuration(tmp_path):
 
 def test_a_package_that_is_not_installed_has_no_version():
     assert results.version_of("robustguide-that-is-not") is None
+
+
+def test_changes_of_the_package_are_told_and_those_beside_it_are_not(tmp_path, monkeypatch):
+    package = tmp_path / "robustguide"
+    package.mkdir()
+    monkeypatch.setattr(results, "PACKAGE", package)
+    assert results.git("rev-parse", "HEAD") is None and results.is_dirty() is None
+    (package / "noise.py").write_text("LEVELS = 1")
+    who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for words in (["init", "-q"], ["add", "."], [*who, "commit", "-q", "-m", "first"]):
+        subprocess.run(["git", "-C", tmp_path, *words], check=True, capture_output=True)
+    assert len(results.git("rev-parse", "HEAD")) == 40
+    (tmp_path / "config.yaml").write_text("seed: 0")
+    assert results.is_dirty() is False
+    (package / "noise.py").write_text("LEVELS = 2")
+    assert results.is_dirty() is True
+    (package / "noise.py").write_text("LEVELS = 1")
+    assert results.is_dirty() is False
+    (package / "new.py").write_text("")
+    assert results.is_dirty() is True
+
+
+def test_words_are_those_that_were_typed(tmp_path, json_of):
+    """With those that the configuration never sees."""
+    config = tiny.merged(tiny.classification(), {"trainer": {"max_steps": 1}})
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    words = ["--trust", "tests", "fit", "--config", str(path), "--seed_everything=7"]
+    main([*words, f"--trainer.default_root_dir={tmp_path}/run"])
+    found = json_of(tmp_path / "run")["run"]["command"]
+    assert found == ["robustguide", *words, f"--trainer.default_root_dir={tmp_path}/run"]

@@ -11,7 +11,7 @@ from PIL import Image
 from robustguide.__main__ import main
 from robustguide.checkpoints import load_classifier, load_denoiser, sha256_of
 from robustguide.data import Digits
-from robustguide.modules.examination import evaluation_noise
+from robustguide.samplers import evaluation_noise
 
 LEVELS = (0.2, 1.0)
 COUNT = 12

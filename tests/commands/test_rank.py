@@ -16,10 +16,11 @@ from robustguide.commands import rank
 from robustguide.guidance import AtDenoised, AtState
 from robustguide.main import CommandLine
 from robustguide.metrics import Answers
-from robustguide.modules.examination import EVALUATION, Examination
+from robustguide.modules.examination import Examination
 from robustguide.plans import ranking
 from robustguide.plans.candidates import Candidate, Look
 from robustguide.samplers import SeededNoise
+from robustguide.samplers.seeds import EVALUATION
 
 # The exact classifier of `oracles.plane` with noise, its logits times a factor, and data of it
 OWN = """
@@ -220,6 +221,17 @@ def test_other_classes_are_refused(own, tmp_path):
     moved = written(tmp_path / "moved.safetensors", line, "bac")
     with pytest.raises(ValueError, match="count 'b' otherwise"):
         main(["rank", moved, *words(own, tmp_path)[1:]])
+
+
+def test_images_of_other_channels_are_refused(tmp_path):
+    names, shape = "0123456789", (3, 8, 8)
+    colour = tiny.classifier(shape=list(shape))
+    path = written(tmp_path / "colour.safetensors", colour, names, shape, ())
+    said = (
+        "colour: the classifier reads images of 3 x 8 x 8, the data have 1 x 8 x 8; give data of"
+    )
+    with pytest.raises(ValueError, match=said):
+        main(["rank", path, "--data=robustguide.data.Images", f"--folder={tmp_path}"])
 
 
 def test_logits_are_those_of_an_examination():

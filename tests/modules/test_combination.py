@@ -19,9 +19,9 @@ from robustguide.interfaces import Classifier, Codec
 from robustguide.metrics import Answers
 from robustguide.modules import Combination
 from robustguide.modules.combination import chosen
-from robustguide.modules.examination import EVALUATION
 from robustguide.noise import perturb
 from robustguide.samplers import SeededNoise
+from robustguide.samplers.seeds import EVALUATION
 
 # `HeldOut` has no second split; the command line does not warn of that.
 pytestmark = pytest.mark.filterwarnings("ignore:You passed in a .val_dataloader")

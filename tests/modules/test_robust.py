@@ -8,8 +8,7 @@ from robustguide.checkpoints import build, load_classifier
 from robustguide.data import Images, SeedData
 from robustguide.interfaces import Classifier
 from robustguide.modules import CalibrationPenalty, RobustClassification
-from robustguide.modules.robust import LEVELS
-from robustguide.noise import Clipped, LogNormal, UniformT, linear_levels, vp_scale
+from robustguide.noise import LEVELS, Clipped, LogNormal, UniformT, linear_levels, vp_scale
 from robustguide.samplers.seeds import mixed
 
 

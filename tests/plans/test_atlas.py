@@ -18,10 +18,11 @@ from robustguide.guidance import (
     ThroughDenoiser,
 )
 from robustguide.interfaces import Classifier
-from robustguide.modules.examination import Examination, evaluation_noise
+from robustguide.modules.examination import Examination
 from robustguide.plans import atlas
 from robustguide.plans.atlas import Measurement
 from robustguide.plans.columns import CLASSIFIER_FREE, Column
+from robustguide.samplers import evaluation_noise
 
 LEVELS = (0.2, 1.0, 4.0)
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from robustguide.report import atlas, save
-from robustguide.report.figures import gradient_panel
+from robustguide.report.sheets import gradient_panel
 
 LEVELS = [0.1, 1.0]
 

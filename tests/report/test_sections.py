@@ -127,3 +127,16 @@ def test_on_the_way_all_runs_show_the_same_seed(tmp_path):
         reported.frames(reported.leave(tmp_path / name, reported.generation()), seeds)
     first, second = sections.trajectories(read_all([tmp_path]))
     assert "a, seed 4, label 1" in first.caption and "b, seed 4, label 1" in second.caption
+
+
+def test_changed_code_and_typed_words_are_told(tmp_path):
+    words = ["robustguide", "test", "--config", "a b.yaml", "--model.guidance={}"]
+    told = {"run": {"git_dirty": True, "command": words}}
+    reported.leave(tmp_path / "a", reported.generation(**told))
+    reported.leave(tmp_path / "b", reported.generation(run={"git_dirty": False, "command": [3]}))
+    reader = page(tmp_path / "page.html", read_all([tmp_path]))
+    cells = reader.texts("td")
+    assert cells.count("01234567, changed") == 1 and cells.count("01234567") == 1
+    listed = reader.texts("pre")
+    assert "# was typed: robustguide test --config 'a b.yaml' '--model.guidance={}'" in listed[0]
+    assert "was typed" not in listed[1]

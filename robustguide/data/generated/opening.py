@@ -7,10 +7,12 @@ from pathlib import Path
 from robustguide.data.errors import DataError
 from robustguide.data.generated.archive import SampleArchive, write_archive
 from robustguide.data.generated.base import Generated
-from robustguide.data.generated.folder import SampleFolder, write_folder
+from robustguide.data.generated.folder import IMAGES, SampleFolder, write_folder
+from robustguide.data.generated.lines import NAME
 from robustguide.data.generated.shards import PER_SHARD, SampleShards, write_shards
 
 KINDS = ("folder", "npz", "shards")
+RESULTS = "results.json"  # of a run
 EXPECTED = (
     "expected a folder of PNG files (that of a run, with samples.jsonl), an .npz file with arr_0, "
     "or WebDataset shards (a .tar file, a folder of them, a pattern)"
@@ -21,13 +23,15 @@ def open_samples(path: str | os.PathLike[str]) -> Generated:
     """Samples of any tool, in any of three forms.
 
     Args:
-        path: A folder, an .npz file, a tar file, or a pattern of tar files.
+        path: A folder, be it of a run, an .npz file, a tar file, or a pattern of tar files.
 
     Raises:
         FileNotFoundError: There is nothing.
         ValueError: It is something else, or damaged.
     """
     place = Path(path)
+    if place.is_dir():
+        place = samples_in(place)
     if place.is_dir():
         has_tars = any(place.glob("*.tar"))
         return SampleShards(place) if has_tars else SampleFolder(place)
@@ -38,6 +42,38 @@ def open_samples(path: str | os.PathLike[str]) -> Generated:
     if place.suffix == ".npz":
         return SampleArchive(place)
     raise DataError(f"{path} holds no samples; {EXPECTED}.")
+
+
+def samples_in(folder: Path) -> Path:
+    """Where the samples of a folder are: in itself, or at the one place in a run's that has some.
+
+    Raises:
+        DataError: For the folder of a run that has none, or several.
+    """
+    if not (folder / RESULTS).is_file() or has_samples(folder):
+        return folder
+    below = sorted(each for each in folder.iterdir() if each.is_dir() and has_samples(each))
+    below += sorted(folder.glob("*.npz"))
+    if len(below) == 1:
+        return below[0]
+    if below:
+        raise DataError(
+            f"{folder} is the folder of a run that holds {len(below)} sets of samples; give one, "
+            f"such as {below[0]}."
+        )
+    raise DataError(
+        f"{folder} is the folder of a run, and holds no samples: its PNG files are figures, and "
+        "`robustguide test` measures images and keeps a few of them. Give the same "
+        "configuration to `robustguide predict`, with --trainer.callbacks="
+        "robustguide.callbacks.SampleWriter and a --trainer.default_root_dir of its own, and "
+        "score that folder."
+    )
+
+
+def has_samples(folder: Path) -> bool:
+    """Whether a folder holds images that were listed, a folder of them, or shards."""
+    is_listed = (folder / NAME).is_file() or (folder / IMAGES).is_dir()
+    return is_listed or any(folder.glob("*.tar"))
 
 
 def kind_of(path: Path, kind: str | None = None) -> str:

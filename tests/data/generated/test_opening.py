@@ -4,6 +4,7 @@ import re
 import pytest
 import sampled
 import torch
+from PIL import Image
 
 from robustguide.data.generated import First, open_samples, write_samples
 from robustguide.data.generated.opening import kind_of
@@ -116,3 +117,38 @@ def test_what_holds_no_samples(tmp_path):
             open_samples(tmp_path / name)
     with pytest.raises(ValueError, match=r"names no tar file .*; expected \*\.tar"):
         open_samples(str(tmp_path / "b-*.tar"))
+
+
+def run_folder(path):
+    """As `robustguide test` leaves one."""
+    path.mkdir()
+    (path / "results.json").write_text("{}")
+    for side in (4, 8):
+        Image.new("L", (side, side)).save(path / f"test_{side}.png")
+    return path
+
+
+def test_figures_of_a_run_are_no_samples(tmp_path):
+    run = run_folder(tmp_path / "run")
+    with pytest.raises(
+        ValueError, match=r"run is the folder of a run, and holds no samples.*predi"
+    ):
+        open_samples(run)
+    first = sampled.Held(3)
+    write_samples(first, run / "samples", "shards")
+    sampled.assert_same(open_samples(run), first)  # as a merge leaves them
+    write_samples(sampled.Held(5), run / "more.npz")
+    with pytest.raises(
+        ValueError, match=r"run that holds 2 sets of samples; give one, such as .*"
+    ):
+        open_samples(run)
+
+
+def test_samples_that_a_run_listed_or_archived_are_found(tmp_path):
+    for name, inside in (("one", "made"), ("two", "made.npz")):
+        run, first = run_folder(tmp_path / name), sampled.Held(3)
+        write_samples(first, run / inside)
+        sampled.assert_same(open_samples(run), first)
+    write_samples(sampled.Held(4), tmp_path / "three")
+    (tmp_path / "three/results.json").write_text("{}")  # of a prediction
+    assert open_samples(tmp_path / "three").count == 4
