@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from lightning import LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from matplotlib.figure import Figure
@@ -73,9 +74,11 @@ class ByNoise(Reporting):
         """Measures images, logs and draws."""
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        """Looks at trainings alone."""
+        """Looks at trainings alone, where each process has whole networks."""
+        is_whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
         self.looks = (
             stage == "fit"
+            and is_whole  # of shards the first process could ask nothing alone
             and trainer.is_global_zero
             and trainer.logger is not None
             and self.reads(module)
