@@ -37,7 +37,7 @@ EXECUTED = ("bash", "console", "python")
 SHOWN = ("text", "bibtex")  # bibtex is no command and has no numbers
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TOLERANCE = re.compile(r"<!-- tolerance: ([\d.]+) -->\s*$")
-NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?!\w)")
+NUMBER = re.compile(r"(?:(?<![\w.])|(?<=\.\.))[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?!\w)")
 TIME = re.compile(r"\d+(?:\.\d+)? (?:s|it/s|s/it)(?!\w)|\d+:\d\d(?!\w)")
 CELL = re.compile(r"[│┃]")
 
