@@ -9,6 +9,7 @@ the exit code is then 1. `--only` runs some of them and writes the results of al
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -24,7 +25,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "startup": ("--turns", "2"),
     "robust": ("--turns", "2"),
     "sampling": ("--turns", "2", "--images", "4", "--steps", "6"),
-    "evaluations": ("--images", "100"),
+    "evaluations": ("--images", "100", "--again"),
     "training": ("--ways", "published", "ours, bfloat16", "one step from a random point"),
     "scaling": ("--turns", "1"),
     "roofline": ("--repeats", "2"),
@@ -60,7 +61,7 @@ def section(name: str, document: dict[str, Any]) -> list[str]:
     lines = [f"## {name}", ""]
     about = f"`python benchmarks/{name}.py`, {document['date']}, {document['machine']}"
     if "seconds" in document:
-        about += f"; with `{' '.join(document['words'])}`" * bool(document["words"])
+        about += f"; with `{shlex.join(document['words'])}`" * bool(document["words"])
         about += f", {document['seconds']:.0f} s"
     lines += [about + ".", ""]
     if document["ratios"]:

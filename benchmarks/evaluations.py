@@ -1,16 +1,17 @@
 """Frechet distance against evaluations of the denoiser: fast solvers beside 250 ancestral steps.
 
-    python benchmarks/evaluations.py [--images 1000] [--jobs 2]
+    python benchmarks/evaluations.py [--images 1000] [--jobs 2] [--again]
 
 Samples Fashion-MNIST by `robustguide test`, the same seeds and classes with each sampler, guided
 without a classifier within an interval of noise. The denoiser and the network of the features ship
 with the package. A solver is as good as the 250 steps where its distance lies within their 95%
-interval over images, or below it. Finished cells are kept and not run again.
+interval over images, or below it. Finished cells are kept and not run again, but with --again.
 """
 
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ GUIDED = ("--config", "configs/overlay/interval.yaml")
 FEATURES = str(needed(card("fashion-mnist-features")))
 DENOISER = {"init_args": {"path": None, "card": "fashion-mnist-denoiser"}}
 REFERENCE = "250 ancestral steps"
+REAL = "reference.safetensors"  # statistics of the real images
 FEWER = 6.0  # times fewer evaluations at equal quality
 
 
@@ -84,9 +86,14 @@ class Cell(NamedTuple):
         )
 
 
+def place_of(name: str, images: int, folder: Path) -> Path:
+    """The run folder of a cell."""
+    return folder / f"{name}, {images}".replace(" ", "_")
+
+
 def sampled(name: str, images: int, folder: Path, *, is_apart: bool = False) -> Cell:
     """A cell, from its file if it is there; apart from others that run, on one thread."""
-    place = folder / f"{name}, {images}".replace(" ", "_")
+    place = place_of(name, images, folder)
     if not (place / "results.json").is_file():
         place.mkdir(parents=True, exist_ok=True)
         config = place / "sampler.yaml"
@@ -97,7 +104,7 @@ def sampled(name: str, images: int, folder: Path, *, is_apart: bool = False) -> 
                     "protocol": "fashion_mnist_features",
                     "weights": FEATURES,
                     "along": False,
-                    "reference": str(folder / "reference.safetensors"),  # the first cell makes it
+                    "reference": str(folder / REAL),  # the first cell makes it
                 },
             },
             {"class_path": "robustguide.callbacks.SampleGrid"},
@@ -125,9 +132,14 @@ def main() -> int:
     arguments.add_argument("--images", type=int, default=1000)
     arguments.add_argument("--folder", type=Path, default=turns.RECORDS / "evaluations")
     arguments.add_argument("--jobs", type=int, default=os.cpu_count(), help="samplers at once")
+    arguments.add_argument("--again", action="store_true", help="delete cells of before")
     given = arguments.parse_args()
     facts, is_reached = dict[str, object](), False
     place, is_apart = given.folder, given.jobs > 1
+    if given.again:
+        for name in SAMPLERS:
+            shutil.rmtree(place_of(name, given.images, place), ignore_errors=True)
+        (place / REAL).unlink(missing_ok=True)
     with ThreadPoolExecutor(given.jobs) as pool:
         begun = {
             name: pool.submit(sampled, name, given.images, place, is_apart=is_apart)

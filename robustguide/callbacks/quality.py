@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from robustguide.callbacks.judging import refuse_guides
-from robustguide.callbacks.references import keep, kept_reference, reference_of
+from robustguide.callbacks.references import kept_reference, reference_of
 from robustguide.callbacks.reporting import Reporting, callbacks_of, is_part, publish, run_folder
 from robustguide.callbacks.results import of_all
 from robustguide.callbacks.trajectory import Along, features_of
@@ -153,7 +153,7 @@ class Quality(Reporting):
         data = getattr(trainer, "datamodule", None)
         made = reference_of(data, self.protocol, extractor, self.batch_size)
         if self.reference_file is not None and trainer.is_global_zero:
-            keep(made, self.reference_file)
+            made.save(self.reference_file)
         return made
 
     def add(self, module: Any, outputs: Any) -> None:

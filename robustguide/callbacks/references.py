@@ -1,6 +1,5 @@
 """Statistics of a data module's real images, where no file of them is there yet."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,13 +28,12 @@ def reference_of(
     Raises:
         ValueError: There are no images.
     """
-    told = provenance_of(data)
-    if told is None:
+    if not has_images(data):
         raise ValueError(
             "No real images to compare with; set data.reference to an image source, or this "
             "callback's reference to a file of `robustguide stats`."
         )
-    images = Real(data.reference_source, data.reference_split)
+    images, told = Real(data.reference_source, data.reference_split), provenance_of(data)
     return statistics(images, extractor, protocol, told, protocol.activations, batch_size)
 
 
@@ -51,30 +49,27 @@ def kept_reference(path: str, data: Any, protocol: Protocol) -> Reference | None
         FileNotFoundError: No such file, and nothing to make it of.
         ValueError: It is no such file, or was made of other images of a data module.
     """
-    told = provenance_of(data)
-    if told is not None and not Path(path).exists() and Path(path).suffix == ".safetensors":
+    if has_images(data) and Path(path).suffix == ".safetensors" and not Path(path).exists():
         return None
     found = open_reference(path, protocol)
-    of = replace(found.provenance, digest=None)
-    if told is not None and (of.recipe or "").startswith(AS_READ) and of != told:
-        raise ValueError(
-            f"{path} was made of {in_words(of)}; the data module has {in_words(told)}. Delete the "
-            "file, and it is made again, or give reference another name."
-        )
+    if has_images(data) and (found.provenance.recipe or "").startswith(AS_READ):
+        of, told = replace(found.provenance, digest=None), provenance_of(data)
+        if of != told:
+            raise ValueError(
+                f"{path} was made of {in_words(of)}; the data module has {in_words(told)}. Delete "
+                "the file, and it is made again, or give reference another name."
+            )
     return found
 
 
-def keep(reference: Reference, path: str | os.PathLike[str]) -> None:
-    """Writes a file for the runs that come after."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    reference.save(path)
+def has_images(data: Any) -> bool:
+    """Whether a data module has real images."""
+    return getattr(data, "reference_source", None) is not None
 
 
-def provenance_of(data: Any) -> Provenance | None:
-    """Of a data module's real images, their digest left out; null where it has none."""
-    source = getattr(data, "reference_source", None)
-    if source is None:
-        return None
+def provenance_of(data: Any) -> Provenance:
+    """Of a data module's real images, their digest left out; it counts them."""
+    source = data.reference_source
     recipe = AS_READ + " x ".join(map(str, source.shape))
     count = len(source.split(data.reference_split))
     return Provenance(type(source).__name__, data.reference_split, recipe, count)

@@ -156,7 +156,7 @@ def provenance(trainer: Trainer, stage: str) -> dict[str, Any]:
         "config": config,
         "seed": config and config.get("seed_everything"),
         "versions": {package: version_of(package) for package in PACKAGES},
-        "git_commit": git("rev-parse", "HEAD") or None,
+        "git_commit": git("rev-parse", "HEAD"),
         "git_dirty": is_dirty(),
         "device": str(trainer.strategy.root_device),
         "world_size": trainer.world_size,
