@@ -7,11 +7,16 @@ with a clean state. Where there is no fork, each job imports for itself.
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+
+# Whoever starts a process, multiprocessing asks all earlier ones for their exit codes, and each
+# can be read once: of two threads the second would take a good end for a lost server (255).
+CHILDREN = threading.Lock()
 
 
 class JobError(ChildProcessError):
@@ -83,7 +88,8 @@ def run_jobs(
             time.sleep(0.1)
             for one in list(running):
                 lasted = time.monotonic() - one.started
-                ended = not one.process.is_alive()
+                with CHILDREN:
+                    ended = not one.process.is_alive()
                 if ended:
                     running.remove(one)
                     ended = finish(one, failures)
@@ -110,7 +116,8 @@ def start(job: Job, logs: Path, processes: multiprocessing.context.BaseContext) 
     log = logs / f"{job.name}.log"
     log.write_text("")
     process = processes.Process(target=logged, args=(job.args, str(log)), name=job.name)  # type: ignore[attr-defined]
-    process.start()
+    with CHILDREN:
+        process.start()
     return Running(job, process, log, time.monotonic())
 
 

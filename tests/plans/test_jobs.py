@@ -1,5 +1,9 @@
 import multiprocessing
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from multiprocessing import forkserver
 
 import long_jobs
 import pytest
@@ -66,6 +70,25 @@ def test_a_job_that_fails_ends_the_others_and_shows_its_log(tmp_path):
         time.sleep(0.05)
     assert not multiprocessing.active_children()
     assert not (tmp_path / "next.log").exists()
+
+
+def test_threads_do_not_take_the_exit_codes_of_each_others_jobs(tmp_path, monkeypatch):
+    """A second job starts while the exit code of the first is about to be read."""
+    read, number, asked = forkserver.read_signed, count(), threading.Event()
+
+    def read_late(descriptor):
+        if next(number) == 1:  # the first number is the process's own
+            asked.set()
+            time.sleep(1)
+        return read(descriptor)
+
+    monkeypatch.setattr(jobs, "forking", lambda: multiprocessing.get_context("forkserver"))
+    monkeypatch.setattr(forkserver, "read_signed", read_late)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(run_jobs, [Job("a", ("say", "x"))], tmp_path, 1, ignore)
+        assert asked.wait(30)
+        assert list(run_jobs([Job("b", ("say", "x"))], tmp_path, 1, ignore)) == ["b"]
+        assert list(first.result()) == ["a"]
 
 
 @pytest.mark.parametrize("needs", [("nobody",), ("b",)])
