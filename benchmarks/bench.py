@@ -31,7 +31,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "roofline": ("--repeats", "2"),
     "memory": (),
     "metrics": ("--rows", "3000", "--repeats", "1"),
-    "data": ("--turns", "8"),
+    "data": ("--turns", "16"),
 }
 # A checkpoint in two minutes, where nobody has trained the one of 300 steps on PGD.
 STEPS = 120

@@ -105,8 +105,15 @@ class Bare(IterableDataset[Batch]):
             )  # fmt: skip
 
 
-def seconds(batches: Iterator[Batch], turn: int) -> float:
-    """Seconds a sample over a turn of some batches, once those are gone that were there."""
+def seconds(batches: Iterator[Batch], turn: int, rest: float) -> float:
+    """Seconds a sample over a turn of some batches, once those are gone that were there.
+
+    Args:
+        batches: Of one way.
+        turn: How many are timed.
+        rest: Seconds before, in which the other way's worker gets ahead and then waits.
+    """
+    time.sleep(rest)
     for _ in range(AHEAD):
         next(batches)
     start = time.perf_counter()
@@ -132,7 +139,11 @@ def in_turns(
     what: str, other: Iterator[Batch], ours: Iterator[Batch], turns: int, turn: int, bound: float
 ) -> Row:
     """Both ways in turns."""
-    pairs = [(seconds(other, turn), seconds(ours, turn)) for _ in range(turns + 1)]
+    pairs, ahead, one, two = [], 1.5 * AHEAD * BATCH, 0.0, 0.0
+    for _ in range(turns + 1):
+        one = seconds(other, turn, ahead * two)
+        two = seconds(ours, turn, ahead * one)
+        pairs.append((one, two))
     pairs = pairs[1:]  # the first one fills the caches
     ratios = [one / two for one, two in pairs]
     return Row(what, *(median(each) for each in zip(*pairs, strict=True)), ratios, bound)
