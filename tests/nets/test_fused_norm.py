@@ -32,12 +32,12 @@ class Both(nn.Module):
         return normed(self.norm, x, scale_shift, nn.SiLU())
 
 
-def network(dtype: torch.dtype) -> EncoderUNet:
+def network(dtype: torch.dtype, in_channels: int = 3) -> EncoderUNet:
     """A small classifier with all kinds of blocks."""
     torch.manual_seed(0)
     net = EncoderUNet(
         image_size=16,
-        in_channels=3,
+        in_channels=in_channels,
         model_channels=32,
         out_channels=4,
         num_res_blocks=1,
@@ -110,10 +110,12 @@ def test_numbers_that_overflow_are_seen(value, dtype):
     assert ours[0].isfinite().all()
 
 
+@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_network_is_the_same_without_kernels(dtype, monkeypatch):
-    net = network(dtype)
-    x, t = torch.randn(3, 3, 16, 16, dtype=dtype, requires_grad=True), torch.tensor([1, 5, 900])
+def test_network_is_the_same_without_kernels(dtype, channels, monkeypatch):
+    net = network(dtype, channels)
+    x = torch.randn(3, channels, 16, 16, dtype=dtype, requires_grad=True)
+    t = torch.tensor([1, 5, 900])
     found = []
     for has in (True, False):
         if not has:
@@ -138,6 +140,16 @@ def test_modules_that_do_more_are_called():
         handle.remove()
     ours = normed(norm, last(x), activation=nn.Softplus())
     torch.testing.assert_close(ours, nn.functional.softplus(norm(last(x))))
+
+
+@needs_kernels
+@pytest.mark.parametrize("channels", [1, 3])
+def test_maps_of_a_network_are_channels_last(channels):
+    """Those of one channel too, whose own two layouts are the same."""
+    net = network(torch.float32, channels)
+    x, t = torch.randn(3, channels, 16, 16), torch.tensor([1, 5, 900])
+    for map_ in net.maps(x, net.embed(t)):
+        assert map_.stride(1) == 1 and map_.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_gradients_of_images_are_laid_out_as_the_images():
