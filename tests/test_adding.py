@@ -1,4 +1,4 @@
-"""docs/adding-a-backbone.md and docs/adding-a-data-set.md: every block of them, in order."""
+"""Pages of docs/ that add something of one's own: every block of them, in order."""
 
 import os
 import re
@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pytest
 import torch
 import worked
+from safetensors.torch import load_file
 
 from robustguide import load_classifier, load_denoiser
 from robustguide.checkpoints.references import open_reference
@@ -18,8 +19,8 @@ from robustguide.metrics.protocols import protocol
 from robustguide.modules import Denoising
 from robustguide.noise import UniformT, linear_levels
 
-BACKBONE, DATA = "adding-a-backbone.md", "adding-a-data-set.md"
-MODULES = worked.modules(BACKBONE) | worked.modules(DATA)
+BACKBONE, DATA, GUIDANCE = (f"adding-a-{name}.md" for name in ("backbone", "data-set", "guidance"))
+MODULES = worked.modules(BACKBONE) | worked.modules(DATA) | worked.modules(GUIDANCE)
 for _name, _module in MODULES.items():
     if _name.startswith("test_"):  # the tests of the examples, which pytest then finds here
         globals().update(worked.names_in(_module))
@@ -111,6 +112,14 @@ def test_without_trust_it_stops_before_training(followed, tmp_path, monkeypatch)
     with pytest.raises(ValueError, match=r"'my_nets\.NoiseNet'.*--trust my_nets"):
         worked.run([*words, f"--trainer.default_root_dir={tmp_path / 'run'}"])
     assert not list(tmp_path.glob("**/*.safetensors"))
+
+
+def test_images_are_as_bright_as_a_guidance_of_ones_own_wants(followed):
+    pixels = load_file(followed(GUIDANCE).folder / "runs/colour/samples.safetensors")["pixels"]
+    means = (pixels / 127.5 - 1).mean((1, 2, 3))
+    assert len(means) == 40
+    assert means.median() == pytest.approx(-0.25, abs=1e-3)  # bytes; pixels beyond them are cut
+    torch.testing.assert_close(means, torch.full((40,), -0.25), rtol=0, atol=0.03)
 
 
 def images_of(source):
