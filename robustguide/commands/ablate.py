@@ -41,6 +41,7 @@ def run(args: list[str]) -> int:
         changes=tuple(options.set),
     )
     jobs, failures = plan.missing(), dict[str, JobError]()
+    plan.note()
     with JobDisplay(jobs) as show:
         run_jobs(jobs, plan.folder / "logs", options.workers, show, failures)
     failed = plan.failed(failures)

@@ -58,6 +58,7 @@ def run(args: list[str]) -> int:
                 f"What is left takes about {hours:.1f} hours, more than --hours={given.hours:g}; "
                 "give a larger bound, or fewer tables."
             )
+        plan.runs.note()
         with JobDisplay(jobs) as show:
             run_jobs(jobs, plan.runs.folder / "logs", given.workers, show, failures)
     for method, error in plan.runs.failed(failures).items():

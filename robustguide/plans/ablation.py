@@ -136,7 +136,7 @@ class Ablation:
         return said | {"options": list(self.options(method, block))}
 
     def missing(self) -> list[Job]:
-        """The runs that have no results yet; notes beside each what it is asked for.
+        """The runs that have no results yet.
 
         Raises:
             ValueError: A folder holds results of something else.
@@ -146,10 +146,13 @@ class Ablation:
         for method, block in self.pairs():
             if (method, block) not in left:
                 self.refuse_others(method, block, hashed)
-        for method, block in left:
+        return [self.job(method, block) for method, block in left]
+
+    def note(self) -> None:
+        """Writes beside each missing run what it is asked for; called before they run."""
+        for method, block in self.left():
             with whole(self.run_folder(method, block) / "asked.json") as part:
                 part.write_text(json.dumps(self.asked(method, block), indent=1))
-        return [self.job(method, block) for method, block in left]
 
     def refuse_others(self, method: str, block: int, hashed: Callable[[str], str | None]) -> None:
         """Refuses results that another command or other networks left in a run's folder."""
