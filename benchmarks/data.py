@@ -35,6 +35,7 @@ from robustguide.data.manifest import Shard
 
 SIZE, BATCH = 256, 32
 AHEAD = 4  # batches that a worker has made, or begun, while the other way was measured
+REST = 1.5 * AHEAD * BATCH  # samples' time in which a worker makes those, and half as long again
 
 
 class Row(NamedTuple):
@@ -139,11 +140,11 @@ def in_turns(
     what: str, other: Iterator[Batch], ours: Iterator[Batch], turns: int, turn: int, bound: float
 ) -> Row:
     """Both ways in turns."""
-    pairs, ahead, one, two = [], 1.5 * AHEAD * BATCH, 0.0, 0.0
+    pairs, theirs, own = [], 0.0, 0.0
     for _ in range(turns + 1):
-        one = seconds(other, turn, ahead * two)
-        two = seconds(ours, turn, ahead * one)
-        pairs.append((one, two))
+        theirs = seconds(other, turn, REST * own)
+        own = seconds(ours, turn, REST * theirs)
+        pairs.append((theirs, own))
     pairs = pairs[1:]  # the first one fills the caches
     ratios = [one / two for one, two in pairs]
     return Row(what, *(median(each) for each in zip(*pairs, strict=True)), ratios, bound)

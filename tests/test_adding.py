@@ -9,12 +9,15 @@ from typing import NamedTuple
 import pytest
 import torch
 import worked
+import yaml
+from jsonargparse import ArgumentParser
 from safetensors.torch import load_file
 
 from robustguide import load_classifier, load_denoiser
 from robustguide.checkpoints.references import open_reference
 from robustguide.data import Digits, Folder
 from robustguide.data.splits import SPLITS
+from robustguide.guidance import Guidance, Scaled
 from robustguide.metrics.protocols import protocol
 from robustguide.modules import Denoising
 from robustguide.noise import UniformT, linear_levels
@@ -112,6 +115,24 @@ def test_without_trust_it_stops_before_training(followed, tmp_path, monkeypatch)
     with pytest.raises(ValueError, match=r"'my_nets\.NoiseNet'.*--trust my_nets"):
         worked.run([*words, f"--trainer.default_root_dir={tmp_path / 'run'}"])
     assert not list(tmp_path.glob("**/*.safetensors"))
+
+
+def test_the_guidance_is_as_short_as_promised():
+    term = worked.files(GUIDANCE)["my_guidance.py"]
+    lines = [line for line in term.partition("class ")[2].splitlines() if line.strip()]
+    assert len(lines) <= 15
+
+
+def test_the_guidance_is_built_by_its_configuration():
+    described = yaml.safe_load(worked.files(GUIDANCE)["colour.yaml"])
+    described = described["model"]["init_args"]["guidance"]
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--guidance", type=dict[str, Guidance])
+    built = parser.instantiate(parser.parse_object({"guidance": described}))
+    term = built.guidance["colour"]
+    assert type(term) is Scaled and term.scales == (1.0,)
+    assert type(term.term) is MODULES["my_guidance"].MeanColour
+    assert term.term.colour.tolist() == [[[-0.25]]]
 
 
 def test_images_are_as_bright_as_a_guidance_of_ones_own_wants(followed):

@@ -10,6 +10,7 @@ import yaml
 from lightning import Trainer
 
 from robustguide.__main__ import main
+from robustguide.checkpoints import build, export
 
 LEVELS = {"class_path": "robustguide.noise.linear_levels"}
 
@@ -106,6 +107,14 @@ def denoising(**init_args):
         "optimizer": adamw(),
     }
     return merged(TRAINING, {"model": spec("modules.Denoising", **arguments | init_args)})
+
+
+def exported(path, described, shape=(1, 8, 8)):
+    """The file of a network of ten classes with random weights; its path."""
+    names = [str(digit) for digit in range(10)]
+    made = build(described)
+    export(made, path, described, class_names=names, shape=list(shape), weights="raw")
+    return str(path)
 
 
 def loaded(kind, path):

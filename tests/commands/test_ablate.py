@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from scipy import stats
 
 from robustguide.__main__ import main
-from robustguide.checkpoints import build, export
 from robustguide.commands import ablate
 from robustguide.main import CommandLine
 from robustguide.plans import JobError
@@ -24,18 +23,12 @@ NAMES = [str(digit) for digit in range(10)]
 FRECHET = "frechet/tiny"
 
 
-def network(path, described):
-    made, shape = build(described), [1, 8, 8]
-    export(made, path, described, class_names=NAMES, shape=shape, weights="raw")
-    return str(path)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A base with the usual metrics, and two methods."""
     place = tmp_path_factory.mktemp("ablation")
-    denoiser = network(place / "denoiser.safetensors", tiny.denoiser())
-    reader = network(place / "classifier.safetensors", tiny.classifier())
+    denoiser = tiny.exported(place / "denoiser.safetensors", tiny.denoiser())
+    reader = tiny.exported(place / "classifier.safetensors", tiny.classifier())
     features = tiny.spec(
         "metrics.ClassifierFeatures", network=tiny.loaded("classifier", reader), name="tiny"
     )

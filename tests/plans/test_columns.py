@@ -10,7 +10,6 @@ import torch
 import yaml
 from oracles import ExactDenoiser, plane
 
-from robustguide.checkpoints import build, export
 from robustguide.guidance import AtDenoised, AtState
 from robustguide.interfaces import Classifier
 from robustguide.plans import atlas, columns
@@ -23,10 +22,8 @@ LEVELS, NAMES, SHAPE = (0.5, 1.0), list("0123456789"), (1, 8, 8)
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
-    made = {"classifier": tiny.classifier(), "denoiser": tiny.denoiser()}
-    for kind, described in made.items():
-        said = {"class_names": NAMES, "shape": SHAPE, "weights": "raw"}
-        export(build(described), folder / f"{kind}.safetensors", described, **said)
+    tiny.exported(folder / "classifier.safetensors", tiny.classifier())
+    tiny.exported(folder / "denoiser.safetensors", tiny.denoiser())
     return folder
 
 

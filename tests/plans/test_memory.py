@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import tiny
 
-from robustguide.checkpoints import build, export
-
 pytestmark = pytest.mark.check
 
 SIDE = 64
@@ -39,9 +37,7 @@ def place(tmp_path_factory):
     described = tiny.merged(
         tiny.classifier(), {"init_args": {"net": {"init_args": {"shape": [3, SIDE, SIDE]}}}}
     )
-    names = [str(digit) for digit in range(10)]
-    made, shape = build(described), [3, SIDE, SIDE]
-    export(made, where / "weights", described, class_names=names, shape=shape, weights="raw")
+    tiny.exported(where / "weights", described, shape=(3, SIDE, SIDE))
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (10_000, SIDE, SIDE, 3), dtype=np.uint8)
     for n in (FEW, MANY):
