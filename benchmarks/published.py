@@ -132,6 +132,7 @@ class Guide:
         low: Where the interval begins, a noise level sigma.
         high: Where it ends.
         scale: Of the classifier's gradient.
+        clip: Bound of the predicted clean image, before the gradient; null does not clip.
     """
 
     net: nn.Module
@@ -141,6 +142,7 @@ class Guide:
     low: float
     high: float
     scale: float
+    clip: float | None = None
 
     @torch.no_grad()
     def predicted(self, x_t: Tensor, t: Tensor, y: Tensor, sigma: float) -> Tensor:
@@ -150,6 +152,10 @@ class Guide:
             without = self.net(x_t, t, torch.full_like(y, self.null))
             eps = without + self.weight * (eps - without)
         return eps
+
+    def clipped(self, x_0: Tensor) -> Tensor:
+        """Within the bound."""
+        return x_0 if self.clip is None else x_0.clamp(-self.clip, self.clip)
 
     def gradient(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Of log p(y | x_t), times the scale."""
@@ -187,7 +193,7 @@ def ancestral(
         bar_next = 1.0 if following is None else alpha_bars[following]
         beta = 1 - bar / bar_next
         eps = guide.predicted(x_t, t, y, math.sqrt(1 / bar - 1))
-        x_0 = (x_t - math.sqrt(1 - bar) * eps) / math.sqrt(bar)
+        x_0 = guide.clipped((x_t - math.sqrt(1 - bar) * eps) / math.sqrt(bar))
         mean = math.sqrt(bar_next) * beta / (1 - bar) * x_0
         mean = mean + math.sqrt(1 - beta) * (1 - bar_next) / (1 - bar) * x_t
         variance = (1 - bar_next) / (1 - bar) * beta
@@ -219,8 +225,8 @@ def heun(
     def slope(x: Tensor, sigma: float) -> Tensor:
         scale = math.sqrt(1 + sigma**2)
         t = t_of(x.new_full((len(y),), sigma))
-        eps = guide.predicted(x / scale, t, y, sigma)
-        return eps - sigma * guide.gradient(x / scale, t, y) / scale
+        x_0 = guide.clipped(x - sigma * guide.predicted(x / scale, t, y, sigma))
+        return (x - x_0) / sigma - sigma * guide.gradient(x / scale, t, y) / scale
 
     for sigma, following in pairwise(sigmas):
         d = slope(x, sigma)

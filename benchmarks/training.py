@@ -202,11 +202,15 @@ def main() -> int:
     arguments.add_argument("--seeds", type=int, default=3)
     arguments.add_argument("--data", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     arguments.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    arguments.add_argument(
+        "--on-digits", nargs="+", choices=list(WAYS), default=[], help="ways on digits alone"
+    )
     arguments.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at once")
     given = arguments.parse_args()
     if given.seeds < 2:
         arguments.error(f"--seeds is {given.seeds}; expected 2 or more, for seed noise")
     cells = [(name, what) for name in given.data for what in given.ways]
+    cells += [("digits", what) for what in given.on_digits]
     spawn = multiprocessing.get_context("spawn")
     facts, is_equal, reference = dict[str, object](), True, dict[str, list[float]]()
     with ProcessPoolExecutor(given.jobs, mp_context=spawn) as pool:

@@ -57,14 +57,15 @@ def ours(net, classifier, sampler):
     return sampler(denoiser, terms, x, y, noise), counted.rows
 
 
+@pytest.mark.parametrize("clip", [None, 1.0])
 @pytest.mark.parametrize("recomputes", [False, True])
-def test_ancestral_is_the_plain_loop(recomputes):
+def test_ancestral_is_the_plain_loop(recomputes, clip):
     net, classifier = networks()
     grid = ChainGrid(LEVELS, "20")
-    made, rows = ours(net, classifier, Ancestral(grid, state_dtype="float64"))
+    made, rows = ours(net, classifier, Ancestral(grid, clip, "float64"))
     if recomputes:
         classifier = published.as_published(classifier)
-    guide = published.Guide(net, classifier, CLASSES, 2.5, *INTERVAL, 3.0)
+    guide = published.Guide(net, classifier, CLASSES, 2.5, *INTERVAL, 3.0, clip)
     noise = SeededNoise(range(COUNT))
     steps = grid.indices()[::-1]
     want = published.ancestral(
@@ -81,11 +82,12 @@ def test_ancestral_is_the_plain_loop(recomputes):
     assert rows == [COUNT * (1 + each) for each in inside]  # one pass, of both where both are
 
 
-def test_heun_is_the_plain_loop():
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_heun_is_the_plain_loop(clip):
     net, classifier = networks()
     grid = RhoGrid(8, sigma_min=0.02, sigma_max=80.0)
-    made, _ = ours(net, classifier, Heun(grid, state_dtype="float64"))
-    guide = published.Guide(net, classifier, CLASSES, 2.5, *INTERVAL, 3.0)
+    made, _ = ours(net, classifier, Heun(grid, clip, "float64"))
+    guide = published.Guide(net, classifier, CLASSES, 2.5, *INTERVAL, 3.0, clip)
     noise, sigmas = SeededNoise(range(COUNT)), [LEVELS.snap(sigma) for sigma in grid.sigmas()]
     x = noise.draw((1, 8, 8)).double() * sigmas[0]
     want = published.heun(guide, x, torch.arange(COUNT), sigmas, LEVELS.t)
