@@ -24,20 +24,20 @@ HERE = Path(__file__).parent
 BENCHMARKS: dict[str, tuple[str, ...]] = {
     "startup": ("--turns", "2"),
     "robust": ("--turns", "2"),
-    "sampling": ("--turns", "2", "--images", "4", "--steps", "5"),
+    "sampling": ("--turns", "2", "--images", "4", "--steps", "4"),
     "evaluations": ("--images", "100", "--again"),
     "training": (
-        *("--ways", "published", "ours, bfloat16", "one step from a random point"),
-        *("--on-digits", "one step from where the last ended", "free, 4 passes a batch"),
+        *("--ways", "published", "ours, bfloat16", "--on-digits", "one step from a random point"),
+        *("one step from where the last ended", "free, 4 passes a batch"),
     ),
     "scaling": ("--turns", "1"),
-    "roofline": ("--repeats", "2"),
+    "roofline": ("--repeats", "1"),
     "memory": (),
-    "metrics": ("--rows", "2000", "--repeats", "1"),
-    "data": ("--turns", "12"),
+    "metrics": ("--rows", "3000", "--repeats", "1"),
+    "data": ("--turns", "16"),
 }
 # A checkpoint in one minute, where nobody has trained the one of 300 steps on PGD.
-STEPS = 120
+STEPS = 100
 QUICK = (
     *("--config", "configs/overlay/fashion_mnist.yaml"),
     *("--config", "configs/overlay/cifar10_classifier.yaml"),

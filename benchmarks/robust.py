@@ -1,6 +1,6 @@
 """The step of robust training, the published way and ours in turns, and what each switch gives.
 
-    python benchmarks/robust.py [--checkpoint FILE] [--turns 7] [--compile]
+    python benchmarks/robust.py [--checkpoint FILE] [--turns 7] [--compile] [--blocks]
 
 The network is the CIFAR-10 classifier of Kawar, Ganz and Elad (2022), the images are those of
 Fashion-MNIST in three channels of 32 px, 128 a batch. The checkpoint is what
@@ -120,10 +120,10 @@ class Ours:
 
 
 def compared(
-    what: str, slow: Any, fast: Any, count: int, wanted: float | None = None
+    what: str, slow: Any, fast: Any, count: int, wanted: float | None = None, warm: int = 1
 ) -> turns.Ratio:
-    """Two ways on the same batches, another one each turn."""
-    given = batches(count + 1)
+    """Two ways on the same batches, another one each turn, after some that warm up."""
+    given = batches(count + warm)
     places = {id(slow): 0, id(fast): 0}
 
     def step(way: Any) -> Callable[[], None]:
@@ -133,7 +133,7 @@ def compared(
 
         return run
 
-    return turns.turns(what, step(slow), step(fast), count, wanted=wanted)
+    return turns.turns(what, step(slow), step(fast), count, wanted=wanted, warm=warm)
 
 
 def flops_of(way: Any) -> float:
@@ -151,6 +151,7 @@ def main() -> int:
     arguments.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     arguments.add_argument("--turns", type=int, default=7)
     arguments.add_argument("--compile", action="store_true", help="compile too; minutes on a CPU")
+    arguments.add_argument("--blocks", action="store_true", help="our blocks alone, too")
     given = arguments.parse_args()
     if not given.checkpoint.is_file():
         command = next(line for line in TRAINED.read_text().splitlines() if "robustguide" in line)
@@ -160,7 +161,7 @@ def main() -> int:
     plain, ours = Published(path), Ours(path)
     ratios = [
         compared("published recipe, trained weights", plain, ours, count, wanted=3.5),
-        compared("published recipe, random weights", Published(None), Ours(None), count),
+        compared("published recipe, random weights", Published(None), Ours(None), count, warm=0),
     ]
     plain(batches(1)[0])
     active = [float(right.float().mean()) for right in plain.history]
@@ -177,8 +178,9 @@ def main() -> int:
     ratios += [
         compared(what, ours, Ours(path, **change), count) for what, change in additions.items()
     ]
-    blocks = Ours(path, bf16=False, leaves=False, fused=False)
-    ratios.append(compared("our blocks, published otherwise", plain, blocks, count))
+    if given.blocks:
+        blocks = Ours(path, bf16=False, leaves=False, fused=False)
+        ratios.append(compared("our blocks, published otherwise", plain, blocks, count))
     work = flops_of(ours)
     peak = matmul_peak(DEVICE, torch.bfloat16)
     bound = ratios[0].seconds[0] * peak / work

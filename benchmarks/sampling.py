@@ -75,10 +75,10 @@ def trained(net: nn.Module, classifier: nn.Module) -> None:
     optimizer = partial(torch.optim.AdamW, lr=3e-4)
     denoiser = EpsDenoiser(net, LEVELS, CLASSES, SHAPE)
     modules: dict[str, tuple[Any, int]] = {
-        "U-Net": (Denoising(denoiser, noise, label_dropout=0.1, optimizer=optimizer), 100),
+        "U-Net": (Denoising(denoiser, noise, label_dropout=0.1, optimizer=optimizer), 60),
         "classifier": (
             RobustClassification(Timed(classifier, LEVELS, CLASSES), noise, optimizer=optimizer),
-            60,
+            40,
         ),
     }
     for name, (module, steps) in modules.items():
