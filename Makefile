@@ -1,7 +1,7 @@
 # Two commands: `make demo` shows the main job end to end, `make test` checks everything in process.
 # `make check` runs what takes longer: faults, a real Slurm, a browser, the commands of README.md.
 # `make docs` builds docs/ and the docstrings as a site of pages, site/index.html.
-# `make bench` times everything, in about 23 minutes (five more at first), and writes its results.
+# `make bench` times everything, in under 25 minutes, and writes its results.
 # `make replicate` runs what is missing of docs/replication.md; hours, and it can be stopped.
 # `make faults KILLS=200 MOMENTS=1` kills work at more random moments than `make check` does.
 

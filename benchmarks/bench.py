@@ -3,7 +3,7 @@
     python benchmarks/bench.py [--only NAME ...] [--results FILE]
 
 Each is a process of its own, with fewer turns and images than its own default, so that all of them
-take about 23 minutes on two cores. A benchmark that misses what it wants does not stop the others;
+take under 25 minutes on two cores. A benchmark that misses what it wants does not stop the others;
 the exit code is then 1. `--only` runs some of them and writes the results of all that ever ran.
 """
 

@@ -3,9 +3,12 @@
 import published
 import pytest
 import torch
+from sampling import decibels
 from torch import nn
 from torch.testing import assert_close
 
+from robustguide.cards import card, needed
+from robustguide.checkpoints import load_classifier, load_denoiser
 from robustguide.classifiers import Timed
 from robustguide.denoisers import EpsDenoiser
 from robustguide.guidance import ClassifierFree, ClassifierGuidance, Scaled, Within
@@ -92,3 +95,28 @@ def test_heun_is_the_plain_loop(clip):
     x = noise.draw((1, 8, 8)).double() * sigmas[0]
     want = published.heun(guide, x, torch.arange(COUNT), sigmas, LEVELS.t)
     assert_close(made, want, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        Heun(RhoGrid(18, sigma_min=0.01, sigma_max=80.0), 1.0),
+        Ancestral(ChainGrid(LEVELS, "50"), 1.0),
+    ],
+    ids=["heun", "ancestral"],
+)
+def test_bfloat16_makes_the_images_of_float32_with_networks_that_ship(sampler):
+    denoiser = load_denoiser(str(needed(card("fashion-mnist-denoiser"))))
+    classifier = load_classifier(str(needed(card("fashion-mnist-robust"))))
+    terms = {
+        "free": Within(Scaled(ClassifierFree(), weight=2.0), *INTERVAL),
+        "classifier": Scaled(ClassifierGuidance(classifier), scale=1.0),
+    }
+    made = []
+    for is_fast in (False, True):
+        noise, y = SeededNoise(range(COUNT)), torch.arange(COUNT)
+        x = sampler.start(noise.draw(denoiser.shape), denoiser)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=is_fast):
+            made.append(sampler(denoiser, terms, x, y, noise))
+    assert made[0].std() > 0.3  # images, not a gray field
+    assert decibels(made[1], made[0]) >= 40.0
