@@ -164,12 +164,12 @@ def heun(steps: int) -> Heun:
     return Heun(RhoGrid(steps, sigma_min=0.002, sigma_max=80.0), CLIP)
 
 
-def decibels(x: Tensor, reference: Tensor) -> float:
+def decibels(x: Tensor, reference: Tensor, bound: float = CLIP) -> float:
     """Peak signal-to-noise ratio on [-1, 1], of each image; the smallest.
 
-    It is that of the pixels within the bounds: at a bound, where all black is, two ways agree.
+    It is that of the pixels within the bound: at it, where all black is, two ways agree.
     """
-    inside = (reference.abs() < 0.99 * CLIP).flatten(1).float()
+    inside = (reference.abs() < 0.99 * bound).flatten(1).float()
     error = (x - reference).square().flatten(1).mul(inside).sum(1) / inside.sum(1)
     return float(10 * math.log10(4 / max(float(error.max()), 1e-20)))
 
